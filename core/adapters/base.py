@@ -1,0 +1,154 @@
+"""What every adapter method is: the tensors of one adapter on one module, and how they change output and weight.
+
+A further method is one file in this folder with a subclass of `Adapter` under `@adapters.register("name")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from core.config import AdapterConfig, from_dict
+from core.errors import AdapterError, ConfigError
+from core.registry import Registry
+
+BLOCK_ELEMENTS = 1 << 22  # weights merged at once: 32 MiB in float64
+ALL_ROWS = slice(None)
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """The settings of one adapter on one module, after `rank_pattern` and `alpha_pattern`."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: bool
+    device: torch.device
+    dtype: torch.dtype
+    options: Any = None  # the method's own options dataclass
+    shared: Any = field(default=None, compare=False)  # what the method's `shared()` made for the whole model
+
+
+class Adapter(nn.Module):
+    """One adapter on one module; its deltas add up with those of other active adapters.
+
+    A method says which of its tensors are stored under which name (`keys`), and gives `from_base`, `reset_parameters`,
+    `forward` and `delta_weight`. One whose update does not simply add to the weight overrides `merge_block`.
+    """
+
+    peft_type: ClassVar[str] = "LORA"
+    keys: ClassVar[Mapping[str, str]] = {}  # attribute -> PEFT's name of the tensor below the module
+    peft_fields: ClassVar[Mapping[str, Any]] = {}  # what tells this method apart in adapter_config.json
+    options: ClassVar[type | None] = None  # dataclass that checks AdapterConfig.method_options
+    exact_at_start: ClassVar[bool] = True  # a fresh adapter leaves the output exactly as it was
+    is_blockwise: ClassVar[bool] = True  # a block of rows of the weight can be merged without the others
+
+    @classmethod
+    def from_base(cls, base: nn.Module, settings: LayerSettings) -> Adapter:
+        """Make the adapter of a module, its tensors not filled yet; AdapterError when the method cannot adapt it."""
+        raise NotImplementedError
+
+    @classmethod
+    def shared(cls, bases: Mapping[str, nn.Module], config: AdapterConfig, generator: torch.Generator | None) -> Any:
+        """Make what all adapters of one name share, such as VeRA's projections; most methods share nothing."""
+        return None
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Fill the tensors with their start values."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
+        """Return `out`, the output of `base` on input `x`, changed by this adapter."""
+        raise NotImplementedError
+
+    def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The dense change of the weight, in the weight's own layout, for a slice of its rows."""
+        raise AdapterError(f"{type(self).__name__} cannot be merged into a weight.", "Keep it as an adapter.")
+
+    def merge_block(self, block: Tensor, rows: slice) -> Tensor:
+        """Return a block of weight rows, already in float64, with this adapter in it."""
+        return block + self.delta_weight(rows, block.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapter's tensors by their stored names."""
+        return {key: getattr(self, attribute) for attribute, key in self.keys.items()}
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters an optimizer may change."""
+        return list(self.parameters())
+
+
+adapters: Registry[type[Adapter]] = Registry("adapter method")
+
+
+def is_transposed(base: nn.Module) -> bool:
+    """True for modules whose weight is (in, out): GPT-2's Conv1D and embeddings (vocabulary, width)."""
+    return isinstance(base, (Conv1D, nn.Embedding))
+
+
+def layer_size(base: nn.Module) -> tuple[int, int]:
+    """Input and output features of a Linear, Conv1D or Embedding, also of a packed 4-bit one."""
+    if isinstance(base, nn.Linear):
+        return base.in_features, base.out_features
+    if isinstance(base, nn.Embedding):
+        return base.num_embeddings, base.embedding_dim
+    weight = base.get_parameter("weight")
+    return int(weight.shape[0]), int(weight.shape[1])
+
+
+def adapter_dtype(base: nn.Module) -> torch.dtype:
+    """Adapters are float32 whatever the base is, and float64 on a float64 base."""
+    return torch.float64 if base.get_parameter("weight").dtype == torch.float64 else torch.float32
+
+
+def method_options(config: AdapterConfig) -> Any:
+    """The method's own options, checked by its dataclass; None when it has none."""
+    kind = adapters.get(config.method).options
+    if kind is not None:
+        return from_dict(kind, config.method_options)
+    if config.method_options:
+        names = ", ".join(sorted(config.method_options))
+        raise ConfigError(f"Method {config.method!r} has no options of its own, but got {names}.", "Remove them.")
+    return None
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, active: list[Adapter]) -> Tensor:
+    """Return `weight` with the adapters in it: float64 sums over blocks of rows, rounded to its dtype once.
+
+    MPS has no float64; there the sums are float32.
+    """
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64
+    step = max(1, BLOCK_ELEMENTS // max(1, weight.shape[-1]))
+    if not all(adapter.is_blockwise for adapter in active):
+        step = weight.shape[0]
+    merged = torch.empty_like(weight)
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        block = weight[rows].to(wide)
+        for adapter in active:
+            block = adapter.merge_block(block, rows)
+        merged[rows] = round_once(block, weight.dtype)
+    return merged
+
+
+def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast float64 to `dtype` with one rounding to nearest even.
+
+    torch goes from float64 to 16 bits by way of float32, and a value that the first rounding puts half-way between two
+    16-bit numbers may then fall on the wrong side (1 weight in 100,000). Those are nudged back towards the exact value.
+    """
+    if exact.dtype != torch.float64 or dtype.itemsize >= 4:
+        return exact.to(dtype)
+    single = exact.float()
+    halfway = (single.view(torch.int32) & 0xFFF == 0).nonzero(as_tuple=True)  # all ties have these bits clear
+    close, true = single[halfway], exact[halfway]
+    towards = torch.where(true > close, torch.inf, torch.where(true < close, -torch.inf, close.double())).float()
+    single[halfway] = torch.nextafter(close, towards)
+    return single.to(dtype)

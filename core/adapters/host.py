@@ -1,0 +1,201 @@
+"""The wrapper in a model: it keeps the original module as `base_layer` and runs the active adapters on its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from core.adapters.base import Adapter, merged_weight
+from core.errors import AdapterError
+
+
+class Replacement(nn.Module):
+    """Own copies of some of a module's parameters, used in their place while the adapter is active.
+
+    It carries `modules_to_save` (all parameters) and trained biases (only "bias"). The copies are float32 and are cast
+    to the dtype of the original in use, so that a bfloat16 model is trained on float32 masters.
+    """
+
+    def __init__(self, names: Sequence[str], copies: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.copies = nn.ParameterList(copies)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The copies by the names of the parameters they stand for."""
+        return dict(zip(self.names, self.copies, strict=True))
+
+    def cast_like(self, base: nn.Module) -> dict[str, Tensor]:
+        """The copies in the dtype of the parameters they stand for."""
+        return {name: copy.to(base.get_parameter(name).dtype) for name, copy in self.tensors().items()}
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Which rows of a batch each adapter serves; rows in no group get the bare base."""
+
+    count: int
+    groups: tuple[tuple[str, Tensor], ...]
+
+
+class AdaptedModule(nn.Module):
+    """A module of the base model with any number of named adapters, of which the active ones run."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapters = nn.ModuleDict()
+        self.replacements = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.rows: RowGroups | None = None
+        self.originals: dict[str, nn.Parameter] = {}  # not empty only while merged
+        self.training = base_layer.training
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the original module stay readable: models ask their layers for `weight` or `in_features`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base_layer")
+            if base is None:
+                raise
+        for active in self.active:  # empty before __init__ is done: `active` is set after `base_layer`
+            if (replacement := self.replacement(active)) is not None and name in replacement.names:
+                return replacement.tensors()[name]
+        return getattr(base, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original module's output with the active adapters added, or with one adapter per row of the batch."""
+        if self.originals:
+            return self.base_layer(*args, **kwargs)
+        if self.rows is not None:
+            return self._forward_rows(self.rows, args, kwargs)
+        return self._adapt(self.active, self._call_base(self.active, args, kwargs), args, kwargs)
+
+    def adapter(self, name: str) -> Adapter | None:
+        """The adapter called `name` on this module, if it has one."""
+        found = self.adapters._modules.get(name)
+        return found if isinstance(found, Adapter) else None
+
+    def replacement(self, name: str) -> Replacement | None:
+        """The replaced parameters of adapter `name` on this module, if it has some."""
+        found = self.replacements._modules.get(name)
+        return found if isinstance(found, Replacement) else None
+
+    def names(self) -> set[str]:
+        """The names of all adapters that have something on this module."""
+        return {*self.adapters, *self.replacements}
+
+    def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield (stored name below the module, tensor) of one adapter: PEFT's names."""
+        adapter, replacement = self.adapter(name), self.replacement(name)
+        if adapter is not None:
+            yield from adapter.tensors().items()
+        if replacement is not None:
+            prefix = "base_layer." if adapter is not None else ""
+            for key, copy in replacement.tensors().items():
+                yield prefix + key, copy
+
+    def trainable(self, name: str) -> Iterator[nn.Parameter]:
+        """Yield the parameters of one adapter that an optimizer may change."""
+        adapter, replacement = self.adapter(name), self.replacement(name)
+        if adapter is not None:
+            yield from adapter.trainable()
+        if replacement is not None:
+            yield from replacement.parameters()
+
+    def add(self, name: str, part: Adapter | Replacement) -> None:
+        """Put an adapter, or replaced parameters, on this module under a name."""
+        kind = self.adapters if isinstance(part, Adapter) else self.replacements
+        kind[name] = part.train(self.training).requires_grad_(False)
+
+    def remove(self, name: str) -> None:
+        """Drop one adapter from this module."""
+        for kind in (self.adapters, self.replacements):
+            if name in kind:
+                del kind[name]
+        self.active = tuple(other for other in self.active if other != name)
+
+    @torch.no_grad()
+    def merge(self, names: Sequence[str]) -> None:
+        """Put adapters into the original module's parameters; the originals are kept, for `unmerge` and for ties."""
+        found = [adapter for name in names if (adapter := self.adapter(name)) is not None]
+        values: dict[str, Tensor] = {}
+        for name in names:
+            if (replacement := self.replacement(name)) is not None:
+                values |= {key: value.clone() for key, value in replacement.cast_like(self.base_layer).items()}
+        if found:
+            weight = values.get("weight", self.base_layer.get_parameter("weight"))
+            if not weight.is_floating_point():
+                raise AdapterError("A quantised weight cannot be merged in place.", "Load the base in 16 or 32 bits.")
+            values["weight"] = merged_weight(weight, found)
+        for key, value in values.items():
+            self.originals[key] = self.base_layer.get_parameter(key)
+            _set_parameter(self.base_layer, key, nn.Parameter(value, requires_grad=False))
+
+    def unmerge(self) -> None:
+        """Put the original parameters back: the same objects, so bit for bit, and tied again if they were."""
+        for key, original in self.originals.items():
+            device = self.base_layer.get_parameter(key).device
+            if original.device != device:  # the model was moved while merged
+                original.data = original.data.to(device)
+            _set_parameter(self.base_layer, key, original)
+        self.originals = {}
+
+    def _call_base(self, names: Sequence[str], args: Any, kwargs: Any) -> Any:
+        for name in names:
+            if (replacement := self.replacement(name)) is not None:
+                return functional_call(self.base_layer, replacement.cast_like(self.base_layer), args, kwargs)
+        return self.base_layer(*args, **kwargs)
+
+    def _adapt(self, names: Sequence[str], out: Any, args: Any, kwargs: Any) -> Any:
+        for name in names:
+            if (adapter := self.adapter(name)) is not None:
+                out = adapter(_input(args, kwargs), out, self.base_layer)
+        return out
+
+    def _forward_rows(self, rows: RowGroups, args: Any, kwargs: Any) -> Any:
+        """One pass of the original module over the whole batch, then each adapter over its own rows."""
+        out = self.base_layer(*args, **kwargs)
+        groups = [(name, index) for name, index in rows.groups if name in self.names()]
+        if groups and _input(args, kwargs).shape[0] != rows.count:
+            raise AdapterError(
+                f"This model gives a layer a batch of {_input(args, kwargs).shape[0]} rows instead of {rows.count}.",
+                "Run the adapters one after the other instead of in one batch.",
+            )
+        for name, index in groups:
+            args_here, kwargs_here = _pick((args, kwargs), index, rows.count)
+            if name in self.replacements:
+                piece = self._call_base((name,), args_here, kwargs_here)
+            else:
+                piece = out.index_select(0, index)
+            out = out.index_copy(0, index, self._adapt((name,), piece, args_here, kwargs_here))
+        return out
+
+
+def _input(args: Any, kwargs: Any) -> Tensor:
+    tensor = args[0] if args else next(iter(kwargs.values()))
+    if not isinstance(tensor, Tensor):
+        raise AdapterError("An adapted layer was called without a tensor.", "Leave this layer out of target_modules.")
+    return tensor
+
+
+def _pick(value: Any, index: Tensor, count: int) -> Any:
+    """Take rows `index` of every tensor that has the batch as its first dimension."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, index) if value.dim() and value.shape[0] == count else value
+    if isinstance(value, tuple):
+        return tuple(_pick(entry, index, count) for entry in value)
+    if isinstance(value, dict):
+        return {key: _pick(entry, index, count) for key, entry in value.items()}
+    return value
+
+
+def _set_parameter(module: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(module.get_submodule(owner), name, parameter)

@@ -1,0 +1,45 @@
+"""Folding adapters into the weights of a model in memory, and taking them out again bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from core.adapters.inject import known, unmerged
+from core.adapters.switch import check_combination
+from core.errors import AdapterError
+
+
+def merge(model: nn.Module, names: str | Sequence[str] | None = None) -> None:
+    """Fold adapters into the weights: the active ones, or those named. Nothing is left of their cost afterwards.
+
+    The sums are float64 and are rounded to the dtype of the weight once. The original weights are kept, so a merged
+    model needs memory for both; a weight that was tied to another is untied, since only one of the two changes.
+    """
+    record = known(model, _names(names))
+    unmerged(record, "merge")
+    chosen = record.active if names is None else _names(names)
+    if not chosen:
+        raise AdapterError("No adapter is active, so there is nothing to merge.", "Call set_adapter first.")
+    check_combination(record, chosen)
+    try:
+        for host in record.hosts.values():
+            host.merge(chosen)
+    except BaseException:
+        for host in record.hosts.values():
+            host.unmerge()
+        raise
+    record.merged = chosen
+
+
+def unmerge(model: nn.Module) -> None:
+    """Put the original weights back, bit for bit; nothing happens when the model is not merged."""
+    record = known(model, ())
+    for host in record.hosts.values():
+        host.unmerge()
+    record.merged = ()
+
+
+def _names(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())

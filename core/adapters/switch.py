@@ -1,0 +1,76 @@
+"""Choosing which adapters run: for the whole model, or for every row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from core.adapters.host import RowGroups
+from core.adapters.inject import ModelAdapters, activate, adapters_of, known, unmerged
+from core.errors import AdapterError
+
+
+def set_adapter(model: nn.Module, name: str | Sequence[str] | None) -> None:
+    """Make one adapter active, or several, whose deltas add up, or with None the bare base.
+
+    Active adapters are also the trainable ones. Raises AdapterError for an unknown name, while merged, and for several
+    adapters that each bring their own bias or whole module for the same place.
+    """
+    names = () if name is None else (name,) if isinstance(name, str) else tuple(dict.fromkeys(name))
+    record = known(model, names)
+    unmerged(record, "switch adapters")
+    check_combination(record, names)
+    activate(record, names)
+
+
+def check_combination(record: ModelAdapters, names: Sequence[str]) -> None:
+    """Raise AdapterError when two of the adapters replace the same parameters: replacements do not add up."""
+    for path, host in record.hosts.items():
+        owners = [name for name in names if name in host.replacements]
+        if len(owners) > 1:
+            raise AdapterError(
+                f"Adapters {' and '.join(map(repr, owners))} both replace parameters of {path!r}; these do not add up.",
+                "Use one of them at a time.",
+            )
+
+
+def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[nn.Parameter]:
+    """Yield the parameters to train of one adapter, or of all of them; each once, in the order of the model."""
+    record = known(model, () if name is None else (name,))
+    seen: set[int] = set()
+    for host in record.hosts.values():
+        for owner in record.configs if name is None else (name,):
+            for parameter in host.trainable(owner):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter
+
+
+@contextmanager
+def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+    """Inside, row i of every batch runs with adapter `names[i]`; None is the bare base.
+
+    The base runs once over the whole batch and each adapter over its own rows, so results equal single runs. Raises
+    AdapterError for an unknown name and while merged, and in the forward pass when the batch has another size.
+    """
+    record = known(model, [name for name in names if name is not None])
+    unmerged(record, "use an adapter per row")
+    before = {path: host.rows for path, host in record.hosts.items()}
+    groups = _group(model, names)
+    for host in record.hosts.values():
+        host.rows = groups
+    try:
+        yield
+    finally:
+        for path, host in adapters_of(model).hosts.items():
+            host.rows = before.get(path)
+
+
+def _group(model: nn.Module, names: Sequence[str | None]) -> RowGroups:
+    device = next(model.parameters()).device
+    distinct = dict.fromkeys(name for name in names if name is not None)
+    rows = {name: [row for row, own in enumerate(names) if own == name] for name in distinct}
+    return RowGroups(len(names), tuple((name, torch.tensor(own, device=device)) for name, own in rows.items()))

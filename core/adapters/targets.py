@@ -1,0 +1,166 @@
+"""Which modules of a model an adapter goes on: PEFT's matching of names, and clear words when nothing fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TypeVar
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from core.adapters.host import AdaptedModule
+from core.config import AdapterConfig
+from core.errors import ConfigError
+
+ALL_LINEAR = "all-linear"
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
+CLASSIFIER_NAMES = ("classifier", "score")  # the heads of transformers' classification models
+V = TypeVar("V")
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of the model as it was before any adapter, by their original paths."""
+    return dict(_walk(model, "", set()))
+
+
+def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    while isinstance(module, AdaptedModule):
+        module = module.base_layer
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    if path:
+        yield path, module
+    for name, child in module.named_children():
+        yield from _walk(child, f"{path}.{name}" if path else name, seen)
+
+
+def matches(name: str, wanted: str | Collection[str]) -> bool:
+    """PEFT's rule: a string is a regular expression for the whole name; an entry of a list is the name or its end."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(ending in wanted for ending in _endings(name))
+
+
+def _endings(name: str) -> list[str]:
+    """The name and what follows each of its dots: "a.b.c", "b.c", "c"."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def pattern_value(pattern: Mapping[str, V], name: str, default: V) -> V:
+    """The value of the first key that fits the end of `name`, as PEFT reads rank_pattern and alpha_pattern."""
+    try:
+        return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    except re.error as error:
+        raise _bad_pattern(error) from None
+
+
+def find_saved(modules: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:
+    """Paths of the modules that `modules_to_save` names; the outermost where one holds another.
+
+    An entry may be absent, since peft lists the usual names of a head; ConfigError when all are.
+    """
+    found = [path for path in modules if any(path.endswith(entry) for entry in config.modules_to_save)]
+    if config.modules_to_save and not found:
+        raise _no_match("modules_to_save", config.modules_to_save, modules)
+    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+
+
+def find_targets(
+    model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig, check: bool = True
+) -> list[str]:
+    """Paths of the modules that get an adapter, in the order of the model.
+
+    Raises ConfigError when a pattern is not a regular expression and, unless `check` is False, when nothing matches or
+    a match is of a kind that cannot be adapted.
+    """
+    try:
+        found = _match(model, modules, config)
+    except re.error as error:
+        raise _bad_pattern(error) from None
+    if not check:
+        return found
+    if not found:
+        raise _no_match("target_modules", config.target_modules, modules)
+    for path in found:
+        _check_kind(path, modules)
+    return found
+
+
+def check_every_entry(modules: Mapping[str, nn.Module], config: AdapterConfig) -> None:
+    """Raise ConfigError for an entry of `target_modules` that matches nothing: most likely a slip of the pen."""
+    if isinstance(config.target_modules, str):
+        return
+    endings = {ending for path in modules for ending in _endings(path)}
+    for entry in config.target_modules:
+        if entry not in endings:
+            raise _no_match("target_modules", (entry,), modules)
+
+
+def _match(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:
+    """Paths that are wanted, not excluded, and not in (or the same as) a module that is trained whole."""
+    wanted = config.target_modules
+    if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+        wanted = _all_linear(model, modules)
+    rules = (wanted, config.exclude_modules)
+    targets, excluded = (rule if isinstance(rule, str) else frozenset(rule) for rule in rules)
+    return [
+        path
+        for path in modules
+        if matches(path, targets)
+        and not (excluded and matches(path, excluded))
+        and not any(f".{entry}." in f".{path}." for entry in config.modules_to_save)
+    ]
+
+
+def _all_linear(model: nn.Module, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Every Linear and Conv1D but the output layer; and none inside MultiheadAttention, which bypasses its own."""
+    output = _output_layer(model)
+    return tuple(
+        path
+        for path, module in modules.items()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and not _is_bypassed(path, modules)
+    )
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    layer = get() if callable(get) else None
+    for name in CLASSIFIER_NAMES if layer is None else ():
+        layer = layer or getattr(model, name, None)
+    while isinstance(layer, AdaptedModule):
+        layer = layer.base_layer
+    return layer if isinstance(layer, nn.Module) else None
+
+
+def _is_bypassed(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    return isinstance(modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
+    if not isinstance(modules[path], ADAPTABLE):
+        inner = [name for name, child in modules[path].named_modules() if isinstance(child, (nn.Linear, Conv1D))]
+        raise ConfigError(
+            f"{path!r} is a {type(modules[path]).__name__}; adapters fit Linear, Conv1D and Embedding layers.",
+            f"Choose the layers in it: {', '.join(inner[:8])}." if inner else "Leave it out.",
+        )
+    if _is_bypassed(path, modules):
+        raise ConfigError(
+            f"{path!r} is part of a MultiheadAttention, which reads its weight directly and would ignore an adapter.",
+            "Leave it out.",
+        )
+
+
+def _bad_pattern(error: re.error) -> ConfigError:
+    return ConfigError(f"{error.pattern!r} is not a regular expression: {error}.", "Correct it.")
+
+
+def _no_match(setting: str, wanted: str | Sequence[str], modules: Mapping[str, nn.Module]) -> ConfigError:
+    names = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, ADAPTABLE)})
+    entries = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    near = [match for entry in entries for match in get_close_matches(entry.rpartition(".")[2], names, n=2)]
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"This model has: {', '.join(names[:16])}."
+    return ConfigError(f"{setting} {', '.join(map(repr, entries))} matches no layer of this model.", hint)

@@ -1,0 +1,261 @@
+"""Every public setting with its default, range and help: the one source of form, CLI, YAML and docs. Torch-free.
+
+Each config is a frozen dataclass that checks itself when it is made, so an invalid one cannot exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from core.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    unit: str = "",
+    basic: bool = False,
+) -> Any:
+    """A dataclass field that carries what a form, a CLI and a docs table need to show it.
+
+    `basic` fields stand on the first page of the form; the others are folded under "Advanced".
+    """
+    about = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "unit": unit, "basic": basic}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=about)
+    return field(default=default, metadata=about)
+
+
+class Checked:
+    """Checks every field against the range and the choices of its own metadata."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            _check(item, getattr(self, item.name))
+
+
+def _check(item: dataclasses.Field[Any], value: Any) -> None:
+    about = item.metadata
+    if about.get("choices") and value not in about["choices"]:
+        raise ConfigError(f"{item.name} is {value!r}.", f"Pick one of: {', '.join(about['choices'])}.")
+    low, high = about.get("minimum"), about.get("maximum")
+    if low is None and high is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(
+            f"{item.name} is {value!r}, which is not a number.", f"Give a number, for example {item.default}."
+        )
+    if str(item.type) == "int" and int(value) != value:
+        raise ConfigError(f"{item.name} is {value}, which is not a whole number.", f"Try {round(value)}.")
+    if not ((low is None or value >= low) and (high is None or value <= high)):  # also refuses NaN
+        span = (
+            f"at least {low}" if high is None else f"between {low} and {high}" if low is not None else f"at most {high}"
+        )
+        raise ConfigError(f"{item.name} is {value}; it must be {span}.", f"The default is {item.default}.")
+
+
+@dataclass(frozen=True)
+class AdapterConfig(Checked):
+    """Which adapter, on which modules. Names are PEFT's, so that its users feel at home.
+
+    `method_options` holds what only one method has; that method's own dataclass, in its own file, checks them.
+    """
+
+    method: str = option("lora", "How the update of a weight is parametrised.")
+    r: int = option(
+        16,
+        "Rank: size of the update. More rank learns more and costs more memory.",
+        minimum=1,
+        maximum=4096,
+        basic=True,
+    )
+    lora_alpha: float = option(
+        32.0, "Strength of the update: it is scaled by alpha / rank.", minimum=1e-6, maximum=65536, basic=True
+    )
+    lora_dropout: float = option(
+        0.0, "Share of the adapter's input dropped at random while training.", minimum=0.0, maximum=0.95
+    )
+    target_modules: str | tuple[str, ...] = option(
+        "all-linear", "Layers that get an adapter: 'all-linear', name endings, or a regular expression."
+    )
+    exclude_modules: str | tuple[str, ...] = option((), "Layers left out although they match.")
+    rank_pattern: Mapping[str, int] = option({}, "Another rank for the layers whose name ends with (or matches) a key.")
+    alpha_pattern: Mapping[str, float] = option(
+        {}, "Another alpha for the layers whose name ends with (or matches) a key."
+    )
+    modules_to_save: tuple[str, ...] = option(
+        (), "Modules trained whole and saved with the adapter, such as a new head."
+    )
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead, which keeps high ranks learning (rsLoRA).")
+    bias: str = option("none", "Which biases of the base train too.", choices=("none", "all", "lora_only"))
+    method_options: Mapping[str, Any] = option({}, "Options that only this method has.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, (list, set)):
+                object.__setattr__(self, name, tuple(value))
+        if not self.target_modules:
+            raise ConfigError("No target modules are chosen.", "Choose at least one, or 'all-linear'.")
+        object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
+        for rank in self.rank_pattern.values():
+            if not 1 <= rank <= 4096:
+                raise ConfigError(f"rank_pattern holds rank {rank}.", "Ranks are whole numbers from 1 to 4096.")
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """How rows become training examples."""
+
+    max_length: int = option(
+        0,
+        "Longest example; longer ones are cut. 0 picks the 99th percentile, rounded up to 64.",
+        minimum=0,
+        maximum=1_048_576,
+        unit="tokens",
+    )
+    completion_only: bool = option(True, "Train on the answers only, not on the prompts.")
+    validation_share: float = option(
+        0.05, "Share of the rows held out to measure the validation loss.", minimum=0.0, maximum=0.5
+    )
+    validation_max_rows: int = option(500, "Most rows that are held out.", minimum=0, maximum=100_000, unit="rows")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Checked):
+    """AdamW and its schedule."""
+
+    learning_rate: float = option(
+        0.0,
+        "Size of a step. 0 picks one that suits the width of the model, from 2e-4 (large) to 2e-3 (small).",
+        minimum=0.0,
+        maximum=10.0,
+        basic=True,
+    )
+    schedule: str = option(
+        "cosine", "How the learning rate falls after the warm-up.", choices=("cosine", "linear", "constant")
+    )
+    warmup_share: float = option(
+        0.03, "Share of all steps over which the learning rate rises from 0.", minimum=0.0, maximum=1.0
+    )
+    weight_decay: float = option(0.0, "Pull of the trained weights towards 0 (decoupled).", minimum=0.0, maximum=10.0)
+    beta1: float = option(0.9, "Decay of AdamW's mean of gradients.", minimum=0.0, maximum=0.9999)
+    beta2: float = option(0.999, "Decay of AdamW's mean of squared gradients.", minimum=0.0, maximum=0.99999)
+    epsilon: float = option(1e-8, "Keeps AdamW's division finite.", minimum=1e-12, maximum=1.0)
+    max_grad_norm: float = option(
+        1.0, "Gradients longer than this are scaled down. 0 never clips.", minimum=0.0, maximum=1e6
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """One training run: its length, its batches, and when it measures, saves and stops."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: float = option(3.0, "How often every row is seen.", minimum=0.01, maximum=1000.0, basic=True)
+    max_steps: int = option(
+        0,
+        "Stop after this many steps, whatever the epochs say. 0 means no limit.",
+        minimum=0,
+        maximum=10_000_000,
+        unit="steps",
+    )
+    batch_size: int = option(
+        0, "Rows per optimizer step. 0 picks 16, or 8 below 500 rows.", minimum=0, maximum=65_536, unit="rows"
+    )
+    micro_batch_size: int = option(
+        0,
+        "Rows per forward pass; less needs less memory and gives the same result. 0 picks it.",
+        minimum=0,
+        maximum=65_536,
+        unit="rows",
+    )
+    eval_every: int = option(
+        0,
+        "Steps between two measurements of the validation loss. 0 measures up to 20 times a run.",
+        minimum=0,
+        maximum=1_000_000,
+        unit="steps",
+    )
+    patience: int = option(
+        3,
+        "Stop early after this many measurements without a better validation loss. 0 never stops early.",
+        minimum=0,
+        maximum=1000,
+    )
+    save_every: int = option(
+        0, "Steps between two checkpoints. 0 saves at every measurement.", minimum=0, maximum=1_000_000, unit="steps"
+    )
+    keep_checkpoints: int = option(
+        2, "How many of the newest checkpoints are kept, beside the best one.", minimum=1, maximum=100
+    )
+    dtype: str = option(
+        "auto",
+        "Number format of the frozen base; adapters are always trained in float32.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    seed: int = option(42, "The same seed gives the same run.", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class GenerationConfig(Checked):
+    """How a model answers."""
+
+    max_new_tokens: int = option(
+        256, "Most tokens of an answer.", minimum=1, maximum=1_048_576, unit="tokens", basic=True
+    )
+    temperature: float = option(
+        0.7, "How freely words are drawn; 0 always takes the likeliest.", minimum=0.0, maximum=10.0, basic=True
+    )
+    top_p: float = option(
+        0.9, "Draw only from the likeliest words that together have this probability.", minimum=1e-6, maximum=1.0
+    )
+    seed: int = option(0, "The same seed gives the same answer.", minimum=0, maximum=2**31 - 1)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain, JSON- and YAML-ready data; `from_dict` is its inverse."""
+    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return list(value) if isinstance(value, (tuple, list, set)) else value
+
+
+_SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "optim": OptimConfig}
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Build a config from plain data; missing keys take their default, unknown ones raise ConfigError."""
+    from difflib import get_close_matches
+
+    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ConfigError(f"There is no setting {name!r}.", f"Did you mean {near[0]!r}?" if near else "Remove it.")
+        if name in _SECTIONS and isinstance(value, Mapping):
+            value = from_dict(_SECTIONS[name], value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif known[name].type == "float" and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        made[name] = value
+    return kind(**made)

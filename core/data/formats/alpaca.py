@@ -1,0 +1,40 @@
+"""Alpaca instructions. Torch-free."""
+
+from __future__ import annotations
+
+from core.data.formats.format import Format, formats, question
+from core.data.problems import RowError
+from core.data.records import Message
+from core.data.text_values import Values, answer_text, list_in, optional_text, required_text
+
+
+class Alpaca(Format):
+    """{"instruction": "...", "input": "...", "output": "..."}, perhaps with "system" and "history"."""
+
+    columns = (("instruction",), ("output",))
+    optional = ("input", "system", "history")
+    about = "Alpaca: an instruction, perhaps an input, and an output"
+
+    def messages(self, values: Values) -> tuple[Message, ...]:
+        """The instruction with the input under it as the question, after the turns of the history."""
+        asked = required_text(values, "instruction")
+        given = optional_text(values, "input")
+        turns = question(f"{asked}\n\n{given}" if given.strip() else asked, answer_text(values, "output"))
+        system = optional_text(values, "system")
+        start = (Message("system", system),) if system.strip() else ()
+        return (*start, *_history(values), *turns)
+
+
+def _history(values: Values) -> tuple[Message, ...]:
+    """Earlier turns, as LLaMA-Factory writes them: [["question", "answer"], ...]."""
+    if not values.get("history"):
+        return ()
+    turns: tuple[Message, ...] = ()
+    for pair in list_in(values, "history"):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RowError("wrong_type", "The column 'history' must hold [question, answer] pairs of texts.")
+        turns += question(*pair)
+    return turns
+
+
+formats.register("alpaca")(Alpaca())

@@ -1,0 +1,48 @@
+"""What a format is. Torch-free."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from core.data.records import Message, Record
+from core.data.text_values import Values
+from core.registry import Registry
+
+
+class Format(ABC):
+    """One shape of a row: how it is recognised by its columns, and how it becomes a record.
+
+    Column names reach a format in lower case and without spaces around them.
+    """
+
+    columns: ClassVar[tuple[tuple[str, ...], ...]]  # all of these are needed; of each tuple, one
+    optional: ClassVar[tuple[str, ...]] = ()
+    about: ClassVar[str]  # for the user: what a row is
+
+    def matches(self, values: Values) -> bool:
+        """True when the row has the columns of this format."""
+        return all(any(name in values for name in names) for names in self.columns)
+
+    @property
+    def needs(self) -> str:
+        """The columns in words: 'prompt' and 'completion' (or 'response')."""
+        parts = [" or ".join(f"'{name}'" for name in names) for names in self.columns]
+        return " and ".join(parts)
+
+    @abstractmethod
+    def messages(self, values: Values) -> tuple[Message, ...]:
+        """The conversation of a row that may or may not match. Raises RowError when it cannot be used."""
+
+    def record(self, number: int, values: Values) -> Record:
+        """The record of a row. Raises RowError when it cannot be used."""
+        return Record(number, messages=self.messages(values))
+
+
+formats: Registry[Format] = Registry("data format")
+
+
+def question(text: str, answer: str, system: str = "") -> tuple[Message, ...]:
+    """A conversation of one question and one answer, after a system message if there is one."""
+    start = (Message("system", system),) if system.strip() else ()
+    return (*start, Message("user", text), Message("assistant", answer))

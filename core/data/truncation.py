@@ -1,0 +1,39 @@
+"""Cutting examples to a length. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from core.errors import DatasetError
+
+if TYPE_CHECKING:
+    from core.data.template import TokenizedExample
+
+PERCENTILE = 0.99
+MULTIPLE = 64  # lengths are rounded up to this, which suits the hardware
+
+
+def choose_max_length(lengths: Sequence[int], limit: int = 0) -> int:
+    """The 99th percentile of the lengths rounded up to 64, and at most `limit` (the model's context; 0 is no limit)."""
+    ranked = sorted(lengths)
+    percentile = ranked[math.ceil(PERCENTILE * len(ranked)) - 1]
+    rounded = -(-percentile // MULTIPLE) * MULTIPLE
+    return min(rounded, limit) if limit else rounded
+
+
+def truncate(examples: Sequence[TokenizedExample], max_length: int) -> tuple[list[TokenizedExample], list[int]]:
+    """Cut the right end of what is longer than `max_length` tokens; 0 cuts nothing.
+
+    Returns the examples that still train at least one token, and the row numbers of those that do not (their
+    prompt alone is too long). Raises DatasetError when no example is left.
+    """
+    cut = [example.cut(max_length) for example in examples]
+    kept = [example for example in cut if example.n_trained]
+    if examples and not kept:
+        raise DatasetError(
+            f"No row has anything left to train within {max_length:,} tokens: the prompts alone are longer.",
+            "Raise the maximum length, or shorten the prompts.",
+        )
+    return kept, [example.row for example in cut if not example.n_trained]

@@ -1,0 +1,61 @@
+"""Where an assistant's turn ends in a rendered conversation. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TurnEnds:
+    """The special tokens of one tokenizer, any of which may end a turn, and its own end token."""
+
+    special: re.Pattern[str]  # white space, then one special token
+    eos: str
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TurnEnds:
+        """Collect the special tokens of a tokenizer."""
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        names = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        pattern = "|".join(re.escape(name) for name in names if name)
+        return cls(re.compile(rf"\s*(?:{pattern})" if pattern else r"(?!)"), tokenizer.eos_token or "")
+
+    def closed(self, text: str) -> str:
+        """The text of a conversation, with the end token added where its template ends with no special token.
+
+        Without it a model trained with such a template would never stop.
+        """
+        bare = text.rstrip()
+        last = max((match.end() for match in self.special.finditer(bare)), default=-1)
+        return text if last == len(bare) else bare + self.eos
+
+    def find(self, text: str, start: int, through: str, words: str) -> int | None:
+        """Where the answer that begins at `start` ends: after its words and the special token behind them.
+
+        `through` is the conversation rendered up to this turn. Usually `text` begins with it. It need not, as some
+        templates (Phi-3, Qwen3) write the last turn differently: then the words must stand right at the start, with
+        the same special token behind them in both. None where that fails.
+        """
+        body = words.strip()
+        limit = len(through) if text.startswith(through) else len(text)
+        at = _at_start(text, start, body)
+        if text.startswith(through):
+            at = at if at >= 0 else text.rfind(body, start, limit)
+            match = self.special.match(text, at + len(body), limit) if at >= 0 else None
+            return match.end() if match else start + len(text[start:limit].rstrip())
+        match = self.special.match(text, at + len(body)) if at >= 0 else None
+        if match is None or body + match.group() not in through[start:]:
+            return None
+        return match.end()
+
+
+def _at_start(text: str, start: int, body: str) -> int:
+    """Where `body` stands if only white space comes before it, else -1."""
+    while start < len(text) and text[start].isspace() and not text.startswith(body, start):
+        start += 1
+    return start if text.startswith(body, start) else -1

@@ -1,0 +1,67 @@
+"""From records to the tokenised training and validation examples of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.config import TrainConfig
+from core.data.records import Record
+from core.data.split import split
+from core.data.template import Progress, TokenizedExample, tokenize_all
+from core.data.truncation import choose_max_length, truncate
+from core.errors import DatasetError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a run trains on and measures with."""
+
+    train: tuple[TokenizedExample, ...]
+    validation: tuple[TokenizedExample, ...]
+    max_length: int  # tokens; longer examples were cut to this
+    left_out: tuple[int, ...]  # rows whose prompt alone is longer than that
+
+    def sha256(self) -> str:
+        """A fingerprint of every token and what is trained of it: equal for equal data, tokenizer and settings."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation):
+            digest.update(len(part).to_bytes(8, "little"))
+            for example in part:
+                digest.update(array("q", [len(example.input_ids), *example.input_ids]).tobytes())
+                digest.update(bytes(example.loss_mask))
+        return digest.hexdigest()
+
+
+def prepare_examples(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    context_length: int = 0,
+    progress: Progress | None = None,
+) -> Examples:
+    """Split the records, tokenise both sides, and cut them to the longest length the settings and the model allow.
+
+    Raises DatasetError when there is nothing to train on.
+    """
+    if not records:
+        raise DatasetError("The dataset has no usable row.", "Add rows, or correct the ones with problems.")
+    data = config.data
+    held_in, held_out = split(records, data.validation_share, data.validation_max_rows, config.seed)
+    whole = tokenize_all([*held_in, *held_out], tokenizer, data.completion_only, progress)
+    limit = context_length or data.max_length
+    wanted = data.max_length or choose_max_length([len(example.input_ids) for example in whole], context_length)
+    max_length = min(wanted, limit) if limit else wanted
+    train, short = truncate(whole[: len(held_in)], max_length)
+    validation = [example.cut(max_length) for example in whole[len(held_in) :]]
+    kept = tuple(example for example in validation if example.n_trained)
+    if not sum(example.n_trained for example in train):
+        raise DatasetError("No token of the dataset is trained.", "Give the rows answers, or train on whole texts.")
+    lost = [example.row for example in validation if not example.n_trained]
+    return Examples(tuple(train), kept, max_length, tuple(sorted([*short, *lost])))

@@ -1,0 +1,1 @@
+"""Writing what was trained in the formats of other programs: one file per format."""

@@ -1,0 +1,245 @@
+"""PEFT's adapter_config.json: to an AdapterConfig and back, refusing what could not be honoured. Torch-free.
+
+An adapter folder is untrusted input: the file is bounded, every value is checked, and no regular expression of it runs
+that could take exponential time. Fields as written by peft 0.21.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.config import AdapterConfig
+from core.errors import AdapterError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 4 << 20
+PEFT_VERSION = "0.21.2"  # whose layout this is
+
+# Every LORA field with its value in a file of ours; those that depend on the adapter are set in `peft_values`.
+LORA_FIELDS: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "arrow_config": None,
+    "auto_mapping": None,
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "corda_config": None,
+    "ensure_weight_tying": False,
+    "eva_config": None,
+    "exclude_modules": None,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "kasa_config": None,
+    "layer_replication": None,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "lora_alpha": 8,
+    "lora_bias": False,
+    "lora_dropout": 0.0,
+    "lora_ga_config": None,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "monteclora_config": None,
+    "peft_type": "LORA",
+    "peft_version": PEFT_VERSION,
+    "qalora_group_size": 16,
+    "r": 8,
+    "rank_pattern": {},
+    "revision": None,
+    "target_modules": None,
+    "target_parameters": None,
+    "task_type": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "use_rslora": False,
+    "velora_config": None,
+}
+
+# Fields that change what the adapter computes, in ways this version does not.
+_REFUSED = {
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "ensure_weight_tying": "adapters that tied embeddings share",
+    "kasa_config": "KaSA",
+    "layer_replication": "replicated layers",
+    "lora_bias": "a bias in lora_B",
+    "megatron_config": "Megatron's parallel layers",
+    "monteclora_config": "MonteCLoRA",
+    "target_parameters": "adapters on single parameters (mixture-of-experts weights)",
+    "trainable_token_indices": "trainable tokens",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+}
+# Fields that say how the adapter was made or trained, not what it computes; old and new versions of peft have more.
+_IGNORED = {"enable_lora", "merge_weights", "runtime_config", *LORA_FIELDS}
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others move weight into or out of the base
+
+
+def read_adapter_config(folder: Path | str) -> AdapterConfig:
+    """Read the config of a LoRA adapter in PEFT's layout; AdapterError says what cannot be honoured, and why."""
+    folder = Path(folder)
+    values = read_values(folder)
+    refuse_unknown(values)
+    targets = values.get("target_modules")
+    if values.get("layers_to_transform") not in (None, []):
+        targets = target_paths(folder)  # the file itself says which of the layers were transformed
+    use_rslora = _typed(values, "use_rslora", bool, False)
+    return AdapterConfig(
+        method="rslora" if use_rslora else "lora",
+        r=_typed(values, "r", int, 8),
+        lora_alpha=float(_typed(values, "lora_alpha", (int, float), 8)),
+        lora_dropout=float(_typed(values, "lora_dropout", (int, float), 0.0)),
+        target_modules=_names("target_modules", targets),
+        exclude_modules=_names("exclude_modules", values.get("exclude_modules")),
+        rank_pattern=_pattern(values, "rank_pattern", int),
+        alpha_pattern=_pattern(values, "alpha_pattern", (int, float)),
+        modules_to_save=tuple(_names("modules_to_save", values.get("modules_to_save"))),
+        use_rslora=use_rslora,
+        bias=_typed(values, "bias", str, "none"),
+    )
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """The raw values of adapter_config.json, from a file of bounded size."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterError(f"{folder.name!r} has no {CONFIG_NAME}, so it is not an adapter.", "Pick a PEFT folder.")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise AdapterError(f"{CONFIG_NAME} of {folder.name!r} is larger than 4 MiB.", "Pick another adapter.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{CONFIG_NAME} of {folder.name!r} cannot be read: {error}.", "Save it again.") from None
+    if not isinstance(values, dict):
+        raise AdapterError(f"{CONFIG_NAME} of {folder.name!r} is not an object.", "Save it again.")
+    return values
+
+
+def refuse_unknown(values: Mapping[str, Any]) -> None:
+    """Raise AdapterError for a method or a setting whose effect this version does not have."""
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(f"This adapter's method is {kind!r}.", "Only LoRA and rsLoRA adapters can be loaded so far.")
+    for name, what in _REFUSED.items():
+        if values.get(name):
+            raise AdapterError(f"This adapter uses {what} ({name}).", "Only LoRA and rsLoRA can be loaded so far.")
+    start = values.get("init_lora_weights", True)
+    if not any(start is plain or (isinstance(plain, str) and start == plain) for plain in _PLAIN_STARTS):
+        raise AdapterError(
+            f"This adapter started from {start!r}, which changes the base model's own weights.",
+            "Convert it with peft first: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
+        )
+    for name, value in values.items():
+        if name not in _IGNORED and value:
+            raise AdapterError(f"This adapter has a setting {name!r} that is not known here.", "Update LoRA Studio.")
+
+
+def weights_file(folder: Path) -> Path:
+    """The adapter's safetensors file; pickle files are refused, because opening one can run code."""
+    path = folder / WEIGHTS_NAME
+    if path.is_file():
+        return path
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+        raise AdapterError(
+            f"{folder.name!r} has only pickle weights, which can run code when they are opened.",
+            "Save the adapter as safetensors.",
+        )
+    raise AdapterError(f"{folder.name!r} has no {WEIGHTS_NAME}.", "Save the adapter again.")
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of an adapter, from the header alone; AdapterError for other than float tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    path = weights_file(folder)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names: list[str] = file.keys()
+            slices = {key: file.get_slice(key) for key in names}
+            kinds = {key: str(part.get_dtype()) for key, part in slices.items()}
+            shapes = {key: tuple(int(size) for size in part.get_shape()) for key, part in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path.name} is not a whole safetensors file: {error}.", "Save it again.") from None
+    for key, kind in kinds.items():
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise AdapterError(f"Tensor {key!r} is of type {kind}, not floating point.", "Save the adapter again.")
+    return shapes
+
+
+def target_paths(folder: Path) -> tuple[str, ...]:
+    """The modules that a LoRA file holds tensors for."""
+    found = (re.fullmatch(r"base_model\.model\.(.+)\.lora_(A\.weight|embedding_A)", key) for key in read_shapes(folder))
+    return tuple(match.group(1) for match in found if match)
+
+
+def is_safe_pattern(pattern: str) -> bool:
+    """True for regular expressions that end in a short time on module names: no repeated group, few repetitions."""
+    return len(pattern) <= 512 and not re.search(r"\)[*+{]", pattern) and len(re.findall(r"[*+{]", pattern)) <= 3
+
+
+def peft_values(config: AdapterConfig, targets: str | Sequence[str], **facts: Any) -> dict[str, Any]:
+    """All LORA fields of an adapter_config.json; `facts` are the fields that the model decides."""
+    values = {
+        **LORA_FIELDS,
+        "r": config.r,
+        "lora_alpha": _whole(config.lora_alpha),  # Ollama reads an integer here
+        "lora_dropout": config.lora_dropout,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "exclude_modules": _listed(config.exclude_modules),
+        "modules_to_save": _listed(config.modules_to_save),
+        "use_rslora": config.use_rslora,
+        "bias": config.bias,
+        **facts,
+    }
+    return {**values, "alpha_pattern": {key: _whole(alpha) for key, alpha in values["alpha_pattern"].items()}}
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
+
+
+def _listed(value: str | Sequence[str]) -> str | list[str] | None:
+    return (value if isinstance(value, str) else sorted(value)) or None
+
+
+def _typed(values: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
+    value = values.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise AdapterError(f"{name} in {CONFIG_NAME} is {value!r}.", "Save the adapter again.")
+    return value
+
+
+def _names(name: str, value: Any) -> str | tuple[str, ...]:
+    if value is None or value == []:
+        if name == "target_modules":
+            raise AdapterError(f"{CONFIG_NAME} has no target_modules.", "Save the adapter again.")
+        return ()
+    if isinstance(value, str) and name != "modules_to_save":
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
+        raise AdapterError(f"{name} in {CONFIG_NAME} is not a list of names.", "Save the adapter again.")
+    return tuple(value) if name == "modules_to_save" else tuple(sorted(value))
+
+
+def _pattern(values: Mapping[str, Any], name: str, kind: Any) -> dict[str, Any]:
+    pattern: dict[str, Any] = _typed(values, name, dict, {})
+    for key, value in pattern.items():
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+            raise AdapterError(f"{name} in {CONFIG_NAME} gives {key!r} the value {value!r}.", "Save the adapter again.")
+        if not is_safe_pattern(key):
+            raise AdapterError(f"{name} has the pattern {key!r}, which is too complex.", "Name the layers one by one.")
+    return pattern

@@ -1,0 +1,81 @@
+"""What a training run needs in memory, part by part, before a weight is loaded. Torch-free.
+
+Weights, adapter, gradients and moments follow exactly from the settings. Activations follow from what autograd keeps
+of each layer and token; the factors are those counted for Llama-shaped layers, older shapes such as GPT-2 need more.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from core.config import AdapterConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from core.models import ModelInfo, Target
+
+LOGIT_CHUNK_BYTES = 1 << 28  # float32 logits that the loss holds at once
+LOGIT_COPIES = 3  # logits, their log-softmax, their gradient
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+MASTER_BYTES = 4  # adapters are trained in float32
+MOMENTS = 2  # AdamW keeps two numbers for every trained one
+HIDDEN_KEPT, INNER_KEPT = 9, 4  # numbers kept per token and layer, in widths of the hidden and of the inner state
+HIDDEN_DROPPED, INNER_DROPPED = 10, 1  # further ones with dropout: a mask and a dropped input for every target
+
+
+def estimate_memory(
+    info: ModelInfo, config: TrainConfig, micro_batch_size: int, length: int, dtype: str = ""
+) -> dict[str, int]:
+    """Bytes by part (weights, adapter, gradients, optimizer, activations, logits) for micro-batches of that size.
+
+    `dtype` is the number format of the base in use; empty takes the one of `config`, or else the model's own.
+    """
+    size = BYTES.get(dtype or (config.dtype if config.dtype != "auto" else info.dtype), 4)
+    trained = trainable_parameters(info, config.adapter)
+    tokens = micro_batch_size * length
+    logits = LOGIT_COPIES * min(LOGIT_CHUNK_BYTES, 4 * tokens * info.vocab_size)
+    return {
+        "weights": info.parameters * size,
+        "adapter": trained * MASTER_BYTES,
+        "gradients": trained * MASTER_BYTES,
+        "optimizer": trained * MASTER_BYTES * MOMENTS,
+        "activations": tokens * info.layers * _kept_per_token(info, config.adapter) * size,
+        "logits": logits,
+    }
+
+
+def _kept_per_token(info: ModelInfo, adapter: AdapterConfig) -> int:
+    inner = info.intermediate_size or 4 * info.hidden_size  # GPT-2 leaves it out and means this
+    kept = HIDDEN_KEPT * info.hidden_size + INNER_KEPT * inner
+    return kept + (HIDDEN_DROPPED * info.hidden_size + INNER_DROPPED * inner if adapter.lora_dropout else 0)
+
+
+def trainable_parameters(info: ModelInfo, adapter: AdapterConfig) -> int:
+    """Parameters that a LoRA of these settings trains: sum of r * (in + out), and modules_to_save whole."""
+    chosen = [target for target in info.targets if is_selected(target, adapter)]
+    saved = [target for target in info.targets if target.name in adapter.modules_to_save]
+    lora = sum(target.lora_parameters(rank_of(target, adapter)) for target in chosen if target not in saved)
+    return lora + sum(target.parameters for target in saved)
+
+
+def is_selected(target: Target, adapter: AdapterConfig) -> bool:
+    """Whether `target_modules` means these layers; a regular expression that names some of them counts for all."""
+    if _is_named(target, adapter.exclude_modules):
+        return False
+    if adapter.target_modules == "all-linear":
+        return target.is_linear
+    return _is_named(target, adapter.target_modules)
+
+
+def _is_named(target: Target, wanted: str | tuple[str, ...]) -> bool:
+    if isinstance(wanted, str):
+        return re.search(rf"(?<![A-Za-z0-9_]){re.escape(target.name)}(?![A-Za-z0-9_])", wanted) is not None
+    return any(entry.rpartition(".")[2] == target.name for entry in wanted)
+
+
+def rank_of(target: Target, adapter: AdapterConfig) -> int:
+    """The rank of these layers after `rank_pattern`."""
+    for key, rank in adapter.rank_pattern.items():
+        if key.rpartition(".")[2] == target.name:
+            return rank
+    return adapter.r

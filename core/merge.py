@@ -1,0 +1,124 @@
+"""From base model and adapter to a folder that plain transformers loads, without loading the model.
+
+A skeleton of the model, with no memory behind its weights, says which layer each tensor of the files belongs to; each
+tensor is read, changed in float64, rounded once to its own dtype, and written before the next is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from core.adapters.base import merged_weight
+from core.errors import ConfigError
+from core.export.huggingface import (
+    copy_companions,
+    new_folder,
+    scrubbed_config,
+    write_index,
+    write_json,
+    write_safetensors,
+)
+from core.export.peft import check_repeated, load_adapter, repeated_weights
+from core.export.peft_config import read_shapes, weights_file
+from core.merge_plan import Job, MergePlan, find_ties, plan_merge
+from core.models import inspect_model, read_config
+from core.skeleton import make_skeleton
+from core.verify import MergeCheck, verify_merge
+
+__all__ = ["MergeCheck", "merge_to_folder", "verify_merge"]
+
+Progress = Callable[[int, int], None]  # called with (tensors written, tensors in all)
+ADAPTER = "merged"  # the adapter's name on the skeleton
+CARD = "A base model with an adapter merged into its weights. The base model's licence applies.\n"
+
+
+def merge_to_folder(
+    base: Path | str,
+    adapter_folder: Path | str,
+    out_folder: Path | str,
+    progress: Progress | None = None,
+    dtype: str = "base",
+) -> Path:
+    """Merge an adapter into a base model and write it as a folder that plain transformers loads; returns the folder.
+
+    `dtype` "base" keeps each tensor's own dtype; "float32" keeps what rounding to 16 bits would lose, in a larger file.
+    Needs memory for the largest tensor. Raises AdapterError when the adapter does not fit the base, and DiskFullError;
+    `out_folder` must not exist, and appears only when it is whole.
+    """
+    base, adapter_folder, out_folder = Path(base), Path(adapter_folder), Path(out_folder)
+    if dtype not in ("base", "float32"):
+        raise ConfigError(f"dtype is {dtype!r}.", "Pick 'base' or 'float32'.")
+    config = read_config(base)
+    skeleton = make_skeleton(config, base)
+    ties = find_ties(skeleton)
+    load_adapter(skeleton, adapter_folder, ADAPTER)
+    plan = plan_merge(skeleton, base, ties, ADAPTER)
+    if dtype == "float32":
+        plan.widen()
+    with new_folder(out_folder, plan.size_bytes) as scratch:
+        _write_weights(plan, scratch, adapter_folder, progress or _silent)
+        copy_companions(base, scratch)
+        write_json(scratch / "config.json", scrubbed_config(config, dtype if dtype != "base" else None, plan.unties))
+        _write_card(scratch, inspect_model(base).licence)
+    return out_folder
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+def _write_weights(plan: MergePlan, folder: Path, adapter_folder: Path, progress: Progress) -> None:
+    names = {path: path.name if len(plan.files) > 1 else "model.safetensors" for path in plan.files}
+    repeated = _repeated(plan, adapter_folder)
+    total = len(plan.jobs)
+    done = 0
+    for path, jobs in plan.files.items():
+        tensors = _counted(_tensors(path, jobs, adapter_folder, repeated), done, total, progress)
+        write_safetensors(folder / names[path], [job.entry for job in jobs.values()], tensors)
+        done += len(jobs)
+    write_index(folder, {names[path]: [job.entry for job in jobs.values()] for path, jobs in plan.files.items()})
+
+
+def _counted(tensors: Iterator[Tensor], done: int, total: int, progress: Progress) -> Iterator[Tensor]:
+    for number, tensor in enumerate(tensors, start=done + 1):
+        yield tensor
+        progress(number, total)
+
+
+def _tensors(
+    path: Path, jobs: Mapping[str, Job], adapter_folder: Path, repeated: Mapping[str, str]
+) -> Iterator[Tensor]:
+    with safe_open(path, framework="pt") as file, safe_open(weights_file(adapter_folder), framework="pt") as stored:
+        for job in jobs.values():
+            tensor = file.get_tensor(job.source)
+            if job.source in repeated:
+                check_repeated(repeated[job.source], stored.get_tensor(repeated[job.source]), tensor)
+            yield _merged(job, tensor)
+
+
+@torch.no_grad()
+def _merged(job: Job, tensor: Tensor) -> Tensor:
+    tensor = tensor.to(job.entry.dtype)
+    if job.host is None:
+        return tensor
+    adapter, replacement = job.host.adapter(ADAPTER), job.host.replacement(ADAPTER)
+    if replacement is not None and job.key in replacement.names:
+        tensor = replacement.tensors()[job.key].to(tensor.dtype)
+    return merged_weight(tensor, [adapter]) if adapter is not None and job.key == "weight" else tensor
+
+
+def _repeated(plan: MergePlan, adapter_folder: Path) -> dict[str, str]:
+    """Tensors of the base of which the adapter's file has a copy (peft stores targeted embeddings): base -> copy."""
+    copies = repeated_weights(read_shapes(adapter_folder)).items()
+    found = {plan.find(parameter): key for key, parameter in copies if key.endswith(".base_layer.weight")}
+    return {source: key for source, key in found.items() if source is not None}
+
+
+def _write_card(folder: Path, licence: str) -> None:
+    head = f"---\nlicense: {licence}\n---\n\n" if licence else ""
+    (folder / "README.md").write_text(head + CARD, encoding="utf-8")

@@ -1,0 +1,126 @@
+"""What becomes of every tensor in a base model's files when an adapter is merged: worked out from names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from core.adapters.host import AdaptedModule
+from core.adapters.inject import adapters_of
+from core.errors import AdapterError
+from core.export.huggingface import DTYPES, TensorEntry
+from core.models import weight_files
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor of the merged folder: where its values come from and what they become."""
+
+    entry: TensorEntry
+    source: str  # the tensor's name in the base's file
+    host: AdaptedModule | None = None  # the adapted layer it belongs to, if any
+    key: str = ""  # which of the layer's parameters it is
+
+
+@dataclass
+class MergePlan:
+    """Every tensor of every file of the merged folder, and whether tied embeddings must part."""
+
+    prefix: str  # name of the model's body, which some checkpoints leave out
+    files: dict[Path, dict[str, Job]] = field(default_factory=dict)  # by the base's file, then by tensor
+    unties: bool = False
+
+    def __post_init__(self) -> None:
+        self._home = {name: path for path, jobs in self.files.items() for name in jobs}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All tensors to write."""
+        return [job for jobs in self.files.values() for job in jobs.values()]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(job.entry.size_bytes for job in self.jobs)
+
+    def find(self, parameter: str) -> str | None:
+        """The base's tensor of a parameter: its own name, or that without or with the name of the body in front."""
+        candidates = (parameter, parameter.removeprefix(f"{self.prefix}."), f"{self.prefix}.{parameter}")
+        return next((name for name in candidates if name in self._home), None)
+
+    def place(self, parameter: str, names: Sequence[str], host: AdaptedModule | None, key: str) -> None:
+        """Mark a parameter's tensor as changed; one tied to another of `names` gets a tensor of its own."""
+        own = self.find(parameter)
+        source = own or next((found for name in names if (found := self.find(name))), None)
+        if source is None:
+            raise AdapterError(
+                f"The base model's files have no tensor for {parameter!r}, which the adapter changes.",
+                "Check that the adapter is of this base; if it is, save the base with this version of transformers.",
+            )
+        jobs = self.files[self._home[source]]
+        entry = jobs[source].entry if own else replace(jobs[source].entry, name=parameter)
+        if host is not None and tuple(host.base_layer.get_parameter(key).shape) != entry.shape:
+            raise AdapterError(f"{source!r} of the base has shape {entry.shape}.", "Pick the base of this adapter.")
+        jobs[entry.name] = Job(entry, source, host, key)
+
+    def widen(self) -> None:
+        """Write every floating-point tensor as float32."""
+        for jobs in self.files.values():
+            for name, job in jobs.items():
+                if job.entry.dtype.is_floating_point:
+                    jobs[name] = replace(job, entry=replace(job.entry, dtype=torch.float32))
+
+
+def find_ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For every parameter that several modules share: all its names."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return {name: tuple(names) for names in groups.values() if len(names) > 1 for name in names}
+
+
+def plan_merge(skeleton: Any, base: Path, ties: Mapping[str, tuple[str, ...]], adapter: str) -> MergePlan:
+    """Plan the merge of the adapter called `adapter`, which sits on the skeleton; `ties` are of the bare skeleton."""
+    prefix = str(getattr(skeleton, "base_model_prefix", ""))
+    plan = MergePlan(prefix, {path: _unchanged(path) for path in weight_files(base)})
+    changes: dict[str, tuple[AdaptedModule | None, str]] = {}
+    for path, host in adapters_of(skeleton).hosts.items():
+        changes |= {f"{path}.{key}": (host, key) for key in _changed_keys(host, adapter)}
+    tied = dict.fromkeys(name for parameter in changes for name in ties.get(parameter, ()))
+    if tied:
+        _check_untie(skeleton, set(tied), set(changes))
+        plan.unties = True
+    for parameter in dict.fromkeys([*changes, *tied]):
+        plan.place(parameter, ties.get(parameter, ()), *changes.get(parameter, (None, "")))
+    return plan
+
+
+def _unchanged(path: Path) -> dict[str, Job]:
+    with safe_open(path, framework="pt") as file:
+        names: list[str] = file.keys()
+        slices = {name: file.get_slice(name) for name in sorted(names)}
+        entries = [TensorEntry(n, DTYPES[s.get_dtype()], tuple(s.get_shape())) for n, s in slices.items()]
+    return {entry.name: Job(entry, entry.name) for entry in entries}
+
+
+def _changed_keys(host: AdaptedModule, adapter: str) -> list[str]:
+    replacement = host.replacement(adapter)
+    keys = list(replacement.names) if replacement is not None else []
+    return list(dict.fromkeys([*keys, "weight"])) if host.adapter(adapter) is not None else keys
+
+
+def _check_untie(skeleton: Any, tied: set[str], changed: set[str]) -> None:
+    """Only input and output embeddings can part: transformers has a switch for this tie and for no other."""
+    ends = {"in": skeleton.get_input_embeddings(), "out": skeleton.get_output_embeddings()}
+    names = {end: f"{path}.weight" for path, m in skeleton.named_modules() for end, layer in ends.items() if m is layer}
+    if not (tied <= set(names.values()) or tied & changed <= {names.get("out")}):
+        raise AdapterError(
+            f"The adapter changes {', '.join(sorted(tied & changed))}, which this model ties to other layers.",
+            "Use the adapter unmerged.",
+        )

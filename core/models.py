@@ -1,0 +1,330 @@
+"""What a base model is, read from its files without loading a weight, and loading it safely.
+
+Module level is torch-free: `inspect_model` reads `config.json` and the safetensors headers, which takes milliseconds.
+A model is refused when it has only pickle weights, needs its own Python code, or is already quantised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_CONV1D_MODELS = {"gpt2", "openai-gpt"}  # their projections store the weight as (in, out)
+_EMBEDDING_NAMES = ("embed", "wte", "wpe", "shared", "relative_attention_bias")
+_OUTPUT_NAMES = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
+_ATTENTION_PARTS = ("attn", "attention")
+_MLP_PARTS = ("mlp", "feed_forward", "ffn", "densereludense", "intermediate", "output")
+
+
+@dataclass(frozen=True)
+class Target:
+    """All layers of a model that share a name, such as its 30 `q_proj`."""
+
+    name: str
+    group: str  # attention, mlp, embedding, output or other
+    shapes: tuple[tuple[int, int], ...]  # (in, out) of every one of them, in the order of the layers
+    paths: tuple[str, ...] = ()  # their full names, in the same order
+
+    @property
+    def count(self) -> int:
+        """How many layers have this name."""
+        return len(self.shapes)
+
+    @property
+    def parameters(self) -> int:
+        """Weights in all of them together, without biases."""
+        return sum(d_in * d_out for d_in, d_out in self.shapes)
+
+    @property
+    def is_linear(self) -> bool:
+        """True when 'all-linear' selects it: a projection that is neither embedding nor output layer."""
+        return self.group not in ("embedding", "output")
+
+    def lora_parameters(self, r: int) -> int:
+        """Trainable parameters of a rank-r LoRA on all of them: sum of r * (in + out) (Hu et al. 2021, section 4.2)."""
+        return sum(r * (d_in + d_out) for d_in, d_out in self.shapes)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The facts of a base model that a form, a plan and a memory estimate need."""
+
+    folder: Path
+    architecture: str
+    model_type: str
+    parameters: int
+    dtype: str  # of most weights: bfloat16, float16, float32
+    context_length: int  # tokens; 0 when the config does not say
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    vocab_size: int
+    has_chat_template: bool
+    tied_embeddings: bool
+    licence: str
+    size_bytes: int
+    targets: tuple[Target, ...]
+
+    def linear_targets(self) -> tuple[Target, ...]:
+        """The targets that 'all-linear' means."""
+        return tuple(target for target in self.targets if target.is_linear)
+
+
+def inspect_model(folder: Path) -> ModelInfo:
+    """Read what a model is from its folder; ModelError says why it cannot be used."""
+    config = read_config(folder)
+    inner = config.get("text_config")  # of a model that also sees pictures
+    text: dict[str, Any] = inner if isinstance(inner, dict) else config
+    tensors = dict(_tensors(folder))
+    model_type = str(config.get("model_type", ""))
+    return ModelInfo(
+        folder=folder,
+        architecture=str((config.get("architectures") or [model_type or "unknown"])[0]),
+        model_type=model_type,
+        parameters=sum(math.prod(shape) for _, shape in tensors.values()),
+        dtype=_main_dtype(tensors),
+        context_length=_first_int(text, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+        hidden_size=_first_int(text, "hidden_size", "n_embd", "d_model"),
+        intermediate_size=_first_int(text, "intermediate_size", "n_inner", "d_ff", "ffn_dim"),
+        layers=_first_int(text, "num_hidden_layers", "n_layer", "num_layers"),
+        heads=_first_int(text, "num_attention_heads", "n_head", "num_heads"),
+        vocab_size=_first_int(text, "vocab_size"),
+        has_chat_template=_has_chat_template(folder),
+        tied_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+        licence=_licence(folder),
+        size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        targets=_targets(tensors, is_conv1d=model_type in _CONV1D_MODELS),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return `config.json` of a model folder after refusing what could run code or cannot be trained on."""
+    if not folder.is_dir():
+        raise ModelError(f"There is no model folder {folder.name!r}.", "Check the path, or add the model again.")
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder.name!r} has no config.json, so it is not a transformers model.",
+            "Pick the folder that holds config.json and *.safetensors.",
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"config.json of {folder.name!r} cannot be read: {error}.", "Download the model again."
+        ) from None
+    if not isinstance(config, dict):
+        raise ModelError(f"config.json of {folder.name!r} is not an object.", "Download the model again.")
+    _refuse_unsafe(folder, config)
+    return config
+
+
+def _refuse_unsafe(folder: Path, config: Mapping[str, Any]) -> None:
+    for key in _all_keys(config):
+        if key in ("auto_map", "custom_pipelines", "trust_remote_code") or key.endswith("_internal"):
+            raise ModelError(
+                f"{folder.name!r} asks to run its own Python code ({key!r} in config.json).",
+                "For your safety that is never done; pick a model that transformers supports by itself.",
+            )
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(
+            f"{folder.name!r} is already quantised ({method}).", "Pick the model's original 16-bit weights."
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
+        if pickles:
+            raise ModelError(
+                f"{folder.name!r} has only pickle weights ({pickles[0]}), which can run code when they are opened.",
+                "Pick a version of the model with *.safetensors files.",
+            )
+        raise ModelError(f"{folder.name!r} has no *.safetensors weights.", "Download the model again.")
+
+
+def _all_keys(value: Any, depth: int = 0) -> Iterator[str]:
+    if isinstance(value, Mapping) and depth < 8:
+        for key, entry in value.items():
+            yield str(key)
+            yield from _all_keys(entry, depth + 1)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    """Yield (name, (dtype, shape)) of every weight, from the headers alone."""
+    for path in weight_files(folder):
+        for name, entry in _read_header(path).items():
+            if name != "__metadata__":
+                yield name, (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model: those its index names, or else all of them."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        whole = folder / "model.safetensors"
+        return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise ModelError(f"{index.name} of {folder.name!r} is damaged.", "Download the model again.") from None
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelError(f"{folder.name!r} lacks the weight file {name!r}.", "Download the model again.")
+    return [folder / name for name in names]
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER_BYTES:
+                raise ValueError("its header is larger than 100 MB")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is not an object")
+    except (OSError, ValueError, struct.error, RecursionError) as error:
+        raise ModelError(
+            f"{path.name} is not a whole safetensors file: {error}.", "Download the model again."
+        ) from None
+    return header
+
+
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def _main_dtype(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    sizes: Counter[str] = Counter()
+    for dtype, shape in tensors.values():
+        sizes[dtype] += math.prod(shape)
+    if not sizes:
+        raise ModelError("The model has no weights.", "Download the model again.")
+    most = sizes.most_common(1)[0][0]
+    return _DTYPE_NAMES.get(most, most.lower())
+
+
+def _targets(tensors: Mapping[str, tuple[str, tuple[int, ...]]], is_conv1d: bool) -> tuple[Target, ...]:
+    shapes: dict[str, list[tuple[int, int]]] = {}
+    paths: dict[str, list[str]] = {}
+    groups: dict[str, str] = {}
+    for tensor, (_, shape) in sorted(tensors.items(), key=lambda item: _natural(item[0])):
+        path, _, kind = tensor.rpartition(".")
+        if kind != "weight" or len(shape) != 2 or ".experts." in path:
+            continue  # norms, biases, and experts, which transformers stores as one 3-D parameter
+        name = path.rpartition(".")[2]
+        group = _group(path, name)
+        is_transposed = group == "embedding" or (is_conv1d and group != "output")  # stored as (in, out)
+        shapes.setdefault(name, []).append((shape[0], shape[1]) if is_transposed else (shape[1], shape[0]))
+        paths.setdefault(name, []).append(path)
+        groups.setdefault(name, group)
+    return tuple(Target(name, groups[name], tuple(shapes[name]), tuple(paths[name])) for name in shapes)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _group(path: str, name: str) -> str:
+    if name in _OUTPUT_NAMES:
+        return "output"
+    if any(part in name for part in _EMBEDDING_NAMES):
+        return "embedding"
+    parents = path.lower().rsplit(".", 1)[0]
+    if any(part in parents for part in _ATTENTION_PARTS):
+        return "attention"
+    return "mlp" if any(part in parents for part in _MLP_PARTS) else "other"
+
+
+def _first_int(config: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    return 0
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _licence(folder: Path) -> str:
+    """The licence named in the model card's front matter, or the first line of a licence file."""
+    card = folder / "README.md"
+    if card.exists():
+        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
+            if line.startswith("license:"):
+                return line.partition(":")[2].strip()
+    for path in sorted(folder.glob("LICENSE*")):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        return next((line for line in lines if line), "")[:80]
+    return ""
+
+
+def load_model(
+    source: str | Path, dtype: str = "auto", device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model, frozen and in eval mode, with its tokenizer.
+
+    `source` is a folder, or a hub id, which is fetched first (safetensors only, no code of its own).
+    `dtype` "auto" is bfloat16 on a GPU that computes in it and float32 elsewhere; `device` None picks CUDA, MPS or CPU.
+    Raises ModelError when the model is missing, unsafe, or not a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(source)
+    if not folder.is_dir():
+        from core.hub import download_model
+
+        folder = download_model(str(source))
+    read_config(folder)
+    device = device or best_device()
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{folder.name!r} cannot be loaded: {reason}", "Pick a causal language model.") from error
+    module: Any = model  # transformers' own annotation of `to` is wrong
+    module.requires_grad_(False)
+    return module.to(device).eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder, with a padding token set."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer of {folder.name!r} cannot be loaded.", "Download the model again.") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by token id
+    return tokenizer
+
+
+def best_device() -> str:
+    """The fastest device of this machine: cuda, mps or cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

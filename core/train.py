@@ -1,0 +1,267 @@
+"""Training an adapter. Read `Trainer.steps` and `Trainer._train_step` first: they are the whole of it.
+
+A Trainer computes and reports; it writes no file and prints nothing. Its caller saves a checkpoint whenever
+`StepMetrics.save` is set, and after the last step takes the best one back:
+
+    trainer = Trainer(model, tokenizer, records, TrainConfig())
+    for metrics in trainer.steps():
+        if metrics.save:
+            save_checkpoint(trainer, folder)
+    restore_best(trainer, folder)
+
+The caller may stop at any step; a Trainer made the same way goes on from the checkpoint, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from core.adapters import adapter_names, inject, set_adapter
+from core.config import TrainConfig
+from core.data.batching import Batch, Sampler, collate, count_trained
+from core.data.records import Record
+from core.data.template import Progress
+from core.errors import ConfigError, DivergedError, OutOfMemoryError
+from core.evaluate import evaluate_loss, mode
+from core.examples import prepare_examples
+from core.loss import device_of, find_head, loss_sum
+from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
+from core.rng import RandomState
+from core.schedule import plan_steps, suggest_learning_rate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_ROWS = 20  # rows listed in an error
+
+
+class HasRecords(Protocol):
+    """A `core.data.dataset.Dataset`, or anything else that holds records."""
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The usable rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step did."""
+
+    step: int  # from 1
+    total_steps: int
+    epoch: float  # how often every row has been seen
+    loss: float  # mean -log p per trained token, before the step's update
+    learning_rate: float
+    grad_norm: float  # before clipping
+    tokens: int  # without padding
+    trained_tokens: int
+    seconds: float  # of the step alone, without measuring
+    eval_loss: float | None  # mean -log p per trained token of the validation rows, when they were measured
+    is_best: bool  # the lowest eval_loss so far
+    save: bool  # the caller should save a checkpoint now
+    stopped_early: bool  # this was the last step, since the validation loss no longer fell
+
+
+class Trainer:
+    """Trains adapter `adapter` of a model on a dataset; injects it from `config.adapter` when the model lacks it.
+
+    Public state: `step`, `total_steps`, `best_step` (0 when nothing was measured), `best_eval_loss`, `stopped_early`,
+    `plan` and `examples` (every automatic setting, resolved). Raises DatasetError when there is nothing to train on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: HasRecords | Sequence[Record],
+        config: TrainConfig,
+        adapter: str = "default",
+        progress: Progress | None = None,
+    ) -> None:
+        config = _with_learning_rate(config, model)
+        self.model, self.tokenizer, self.config, self.adapter = model, tokenizer, config, adapter
+        records = dataset if isinstance(dataset, Sequence) else dataset.records
+        self.examples = prepare_examples(records, tokenizer, config, _context_length(model), progress)
+        self.plan = plan_steps(
+            len(self.examples.train), config, len(self.examples.validation), self.examples.max_length
+        )
+        if adapter not in adapter_names(model):
+            inject(model, config.adapter, adapter, seed=config.seed)
+        set_adapter(model, adapter)
+        self.optimizer = make_optimizer(model, config.optim, adapter)
+        self.parameters = optimizer_parameters(self.optimizer)
+        if not self.parameters:
+            raise ConfigError(f"Adapter {adapter!r} has nothing to train.", "Choose another method or other targets.")
+        self.head = find_head(model)
+        self.sampler = Sampler(
+            [len(example.input_ids) for example in self.examples.train],
+            self.plan.batch_size,
+            self.plan.micro_batch_size,
+            config.seed,
+        )
+        self.random = RandomState.seeded(config.seed)
+        self.total_steps = self.plan.total_steps
+        self.step = 0
+        self.best_step = 0
+        self.best_eval_loss = math.inf
+        self.last_eval_loss: float | None = None  # of the current step, when it was measured
+        self.measurements_since_best = 0
+        self.stopped_early = False
+
+    @property
+    def is_finished(self) -> bool:
+        """True once no step is left."""
+        return self.step >= self.total_steps or self.stopped_early
+
+    def steps(self) -> Iterator[StepMetrics]:
+        """Run the optimizer steps that are left, and tell about each once it is done."""
+        while not self.is_finished:
+            started = time.perf_counter()
+            with self.random.drawing(), mode(self.model, training=True):
+                metrics = self._train_step()
+            seconds = time.perf_counter() - started
+            eval_loss = self.evaluate() if self._is_due(self.plan.eval_every) else None
+            is_best = self._remember(eval_loss)
+            yield StepMetrics(
+                step=self.step,
+                total_steps=self.total_steps,
+                epoch=self.step / self.plan.steps_per_epoch,
+                **metrics,
+                seconds=seconds,
+                eval_loss=eval_loss,
+                is_best=is_best,
+                save=is_best or self.is_finished or self._is_due(self.plan.save_every),
+                stopped_early=self.stopped_early,
+            )
+
+    def evaluate(self) -> float | None:
+        """Measure the validation loss as the adapter is now; None without validation rows."""
+        if not self.examples.validation:
+            return None
+        return evaluate_loss(self.model, self.examples.validation, self._pad_id, self.plan.micro_batch_size, self.head)
+
+    def _train_step(self) -> dict[str, Any]:
+        """One update from one batch of rows, of which the gradients are summed over micro-batches.
+
+        Every token weighs the same: the sum of all losses is divided by the number of trained tokens of the whole
+        step, so that the result does not depend on how the rows fall into micro-batches.
+        """
+        micro_batches = self.sampler.next_step()
+        trained = count_trained(self.examples.train, micro_batches)
+        losses: list[Tensor] = []
+        tokens = 0
+        for rows in micro_batches:
+            batch = collate([self.examples.train[row] for row in rows], self._pad_id)
+            losses.append(self._backward(batch, trained))
+            tokens += batch.n_tokens
+        grad_norm = self._checked_norm(losses, micro_batches)
+        rate = learning_rate(self.step + 1, self.total_steps, self.config.optim)
+        self._update(rate, grad_norm)
+        self.step += 1
+        return {
+            "loss": float(sum(loss.double().cpu() for loss in losses)) / trained,
+            "learning_rate": rate,
+            "grad_norm": float(grad_norm),
+            "tokens": tokens,
+            "trained_tokens": trained,
+        }
+
+    def _backward(self, batch: Batch, trained: int) -> Tensor:
+        """Add the gradients of one micro-batch and return the sum of its losses."""
+        try:
+            loss = loss_sum(self.model, self.head, batch.input_ids.to(device_of(self.model)), batch.labels)
+            torch.autograd.backward(loss / trained)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise _out_of_memory(batch) from error
+        return loss.detach()
+
+    def _checked_norm(self, losses: Sequence[Tensor], micro_batches: Sequence[Sequence[int]]) -> Tensor:
+        """The length of the whole gradient; DivergedError, before any weight has changed, when it is not finite."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not (torch.isfinite(norm) and all(torch.isfinite(loss) for loss in losses)):
+            self.optimizer.zero_grad()
+            raise self._diverged(losses, micro_batches)
+        return norm
+
+    def _update(self, rate: float, grad_norm: Tensor) -> None:
+        if self.config.optim.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.max_grad_norm, grad_norm)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _diverged(self, losses: Sequence[Tensor], micro_batches: Sequence[Sequence[int]]) -> DivergedError:
+        pairs = zip(losses, micro_batches, strict=True)
+        guilty = [rows for loss, rows in pairs if not torch.isfinite(loss)] or micro_batches
+        rows = sorted(self.examples.train[index].row for batch in guilty for index in batch)
+        shown = ", ".join(f"{row:,}" for row in rows[:SHOWN_ROWS]) + (" ..." if len(rows) > SHOWN_ROWS else "")
+        rate = learning_rate(self.step + 1, self.total_steps, self.config.optim)
+        return DivergedError(
+            f"The loss or its gradient became NaN or infinite at step {self.step + 1} (learning rate {rate:.2e}, "
+            f"dataset rows {shown}); the weights of step {self.step} are unharmed.",
+            "Lower the learning rate, for example to a tenth, or look at these rows.",
+        )
+
+    def _remember(self, eval_loss: float | None) -> bool:
+        """Keep the best measurement, and stop once `patience` of them in a row were no better."""
+        self.last_eval_loss = eval_loss
+        if eval_loss is None:
+            return False
+        if not math.isfinite(eval_loss):
+            raise DivergedError(
+                f"The validation loss became NaN or infinite at step {self.step}.",
+                "Lower the learning rate, for example to a tenth; earlier checkpoints are kept.",
+            )
+        if eval_loss < self.best_eval_loss:
+            self.best_step, self.best_eval_loss, self.measurements_since_best = self.step, eval_loss, 0
+            return True
+        self.measurements_since_best += 1
+        patience = self.config.patience
+        self.stopped_early = 0 < patience <= self.measurements_since_best and self.step < self.total_steps
+        return False
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.total_steps
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+
+def _with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
+    """The config with the learning rate filled in, when it is left to be picked."""
+    if config.optim.learning_rate:
+        return config
+    optim = replace(config.optim, learning_rate=suggest_learning_rate(_fact(model, "hidden_size")))
+    return replace(config, optim=optim)
+
+
+def _context_length(model: nn.Module) -> int:
+    """Most tokens the model takes, 0 when its config does not say."""
+    return _fact(model, "max_position_embeddings")
+
+
+def _fact(model: nn.Module, name: str) -> int:
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, name, 0) or 0)
+
+
+def _out_of_memory(batch: Batch) -> OutOfMemoryError:
+    rows, length = batch.input_ids.shape
+    smaller = f"Set micro_batch_size to {rows // 2}" if rows > 1 else f"Set max_length to {length // 2}"
+    return OutOfMemoryError(
+        f"{rows} rows of {length:,} tokens do not fit into the memory that is free.",
+        f"{smaller}, choose fewer target modules, or a smaller model.",
+    )

@@ -1,0 +1,180 @@
+"""`lora-studio models`, `datasets` and `adapters`: what there is to train on, with, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from studio.commands.following import follow
+from studio.commands.terminal import (
+    AsJson,
+    Workspace,
+    emit,
+    facts,
+    find,
+    find_model,
+    open_studio,
+    plain,
+    say,
+    size,
+    table,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+models = typer.Typer(help="Base and merged models.", no_args_is_help=True)
+datasets = typer.Typer(help="Datasets.", no_args_is_help=True)
+adapters = typer.Typer(help="Trained adapters.", no_args_is_help=True)
+_LONG = ("targets", "problems")
+
+
+@models.command("add")
+def add_model(
+    source: Annotated[str, typer.Argument(help="'starter', a hub id (owner/name), a folder, or a GGUF file.")],
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is there.")] = True,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch, convert or register a base model."""
+    path = Path(source).expanduser()
+    with open_studio(workspace) as studio:
+        job = studio.add_model(str(path.absolute()) if path.exists() and source != "starter" else source, name=name)
+        if not wait:
+            say(f"Queued. Follow it: lora-studio jobs show {job.id} --wait")
+            emit(as_json, job, facts({"job": job.id, "state": job.state}))
+            return
+        done = follow(studio, job.id)
+        model = studio.model(str(done.result["model_id"]))
+    emit(as_json, model, _facts(model))
+
+
+@models.command("list")
+def list_models(workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """List the models, the newest first."""
+    with open_studio(workspace) as studio:
+        found = studio.models()
+    rows = [(m.id, m.name, m.kind, m.architecture, f"{m.parameters / 1e6:,.0f} M", size(m.size_bytes)) for m in found]
+    columns = ("id", "name", "kind", "architecture", "parameters", "size")
+    emit(as_json, {"models": found}, table(columns, rows, "There are no models. Try `lora-studio models add starter`."))
+
+
+@models.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False
+) -> None:
+    """Show one model and the layers an adapter can go on."""
+    from rich.console import Group
+
+    with open_studio(workspace) as studio:
+        view = find_model(studio, model)
+    rows = [(t.name, t.group, t.count, ", ".join(f"{i} -> {o}" for i, o in t.shapes)) for t in view.targets]
+    emit(as_json, view, Group(_facts(view), "", table(("layer", "group", "count", "in -> out"), rows)))
+
+
+@models.command("delete")
+def delete_model(
+    model: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False
+) -> None:
+    """Delete a model that nothing needs; your own folders stay where they are."""
+    with open_studio(workspace) as studio:
+        view = find_model(studio, model)
+        studio.delete_model(view.id)
+    emit(as_json, {"deleted": view.id}, f"Deleted the model {view.name}.")
+
+
+@datasets.command("add")
+def add_dataset(
+    path: Annotated[Path, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .txt or .parquet file.")],
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    format: Annotated[str | None, typer.Option(help="Its format, where the guess is wrong.")] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that are wrong.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only tell what is in it and what is wrong.")] = False,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a file of examples; the first row that is wrong is named."""
+    with open_studio(workspace) as studio:
+        if check:
+            view = studio.inspect_dataset(path, format=format)
+        else:
+            view = studio.add_dataset(path, name=name, format=format, skip_bad_rows=skip_bad_rows)
+    for problem in view.problems[:20]:
+        say(f"row {problem.row}: {problem.level}: {problem.detail}")
+    emit(as_json, view, _facts(view))
+
+
+@datasets.command("list")
+def list_datasets(workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """List the datasets, the newest first."""
+    with open_studio(workspace) as studio:
+        found = studio.datasets()
+    rows = [(d.id, d.name, d.format, d.rows, d.bad_rows, size(d.size_bytes)) for d in found]
+    empty = (
+        "There are no datasets. Add one with `lora-studio datasets add FILE`, or all samples with `lora-studio setup`."
+    )
+    emit(as_json, {"datasets": found}, table(("id", "name", "format", "rows", "bad rows", "size"), rows, empty))
+
+
+@datasets.command("show")
+def show_dataset(
+    dataset: Annotated[str, typer.Argument(help="Id or name.")],
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a dataset's facts and its first rows as conversations."""
+    from rich.console import Group
+    from rich.text import Text
+
+    with open_studio(workspace) as studio:
+        view = find(studio.datasets(), dataset, "dataset")
+        preview = studio.preview(view.id, count=rows)
+    lines = [Text(f"row {row.row}\n" + "\n".join(f"  {role}: {text}" for role, text in row.turns)) for row in preview]
+    emit(as_json, plain(view) | {"preview": preview}, Group(_facts(view), "", *lines))
+
+
+@datasets.command("delete")
+def delete_dataset(
+    dataset: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False
+) -> None:
+    """Delete a dataset that no unfinished job needs."""
+    with open_studio(workspace) as studio:
+        view = find(studio.datasets(), dataset, "dataset")
+        studio.delete_dataset(view.id)
+    emit(as_json, {"deleted": view.id}, f"Deleted the dataset {view.name}.")
+
+
+@adapters.command("list")
+def list_adapters(
+    model: Annotated[str, typer.Option(help="Only those of this model.")] = "",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the adapters, the newest first."""
+    with open_studio(workspace) as studio:
+        found = studio.adapters(find_model(studio, model).id if model else None)
+    rows = [(a.id, a.name, a.method, a.r, f"{a.lora_alpha:g}", a.step, a.eval_loss, size(a.size_bytes)) for a in found]
+    columns = ("id", "name", "method", "rank", "alpha", "step", "eval loss", "size")
+    emit(
+        as_json, {"adapters": found}, table(columns, rows, "There are no adapters. Train one with `lora-studio train`.")
+    )
+
+
+@adapters.command("show")
+def show_adapter(
+    adapter: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False
+) -> None:
+    """Show one adapter and where its files are."""
+    with open_studio(workspace) as studio:
+        view = find(studio.adapters(), adapter, "adapter")
+        folder = studio.export_path("adapter", view.id)
+    emit(as_json, plain(view) | {"folder": folder}, facts({**plain(view), "folder": folder}))
+
+
+def _facts(view: object) -> RenderableType:
+    """A view's short fields as lines."""
+    return facts({name: value for name, value in plain(view).items() if name not in _LONG and value not in ({}, [])})

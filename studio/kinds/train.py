@@ -1,0 +1,184 @@
+"""Training an adapter: from a dataset and a model of the library to an adapter of the library, through checkpoints.
+
+Spec: {"model_id": "...", "dataset_id": "...", "train": TrainConfig as a dict}. Result: {"adapter_id": "..."}.
+Whatever kills the process, the next attempt goes on from the newest whole checkpoint and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.checkpoint import latest_checkpoint, load_checkpoint, prune, save_checkpoint
+from core.config import TrainConfig, from_dict
+from core.durable import file_sha256, verify_folder
+from core.errors import CheckpointError, DatasetError, ModelError
+from core.export.peft_config import CONFIG_NAME, WEIGHTS_NAME
+from studio.context import CANCEL, RUN, STOP, JobContext, Leave
+from studio.files import move_folder, size_bytes
+from studio.kinds.kind import Outcome, job_kind
+from studio.tables import AdapterRow, ModelRow
+
+if TYPE_CHECKING:
+    from core.data.dataset import Dataset
+    from core.train import StepMetrics, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@job_kind("train")
+def run(context: JobContext) -> Outcome:
+    """Prepare, go on from the newest checkpoint, train, and file the best adapter."""
+    config = from_dict(TrainConfig, context.job.spec["train"])
+    model = context.library.model(context.job.spec["model_id"])
+    folder = context.workspace.checkpoints_folder(context.job.id)
+    resumed_from = latest_checkpoint(folder)
+    context.can_finish = resumed_from is not None
+    trainer = _prepare(context, config, model)
+    if resumed_from is not None:
+        context.say("Going on from the last checkpoint")
+        load_checkpoint(trainer, resumed_from)
+    _train(context, trainer, folder)
+    row = _file(context, trainer, model, folder)
+    return Outcome({"adapter_id": row.id}, (row,))
+
+
+def _prepare(context: JobContext, config: TrainConfig, model: ModelRow) -> Trainer:
+    """Read the dataset, load the model, tokenise; each can be left when the user or the studio asks for it."""
+    dataset = _read_dataset(context)
+    context.say(f"Loading {model.name}")
+    folder = context.library.model_folder(model)
+    if not folder.is_dir():
+        raise ModelError(f"The folder of {model.name} is gone.", "Put it back where it was, or add the model again.")
+    loaded, tokenizer = context.wait_for(lambda: _load(folder, config.dtype))
+    context.say(f"Tokenising {len(dataset):,} rows")
+    from core.train import Trainer
+
+    return Trainer(loaded, tokenizer, dataset, config, progress=lambda done, total: context.glance())
+
+
+def _read_dataset(context: JobContext) -> Dataset:
+    from core.data.dataset import load_dataset
+
+    row = context.library.dataset(context.job.spec["dataset_id"])
+    context.say(f"Reading {row.rows:,} rows of {row.name}")
+    dataset = load_dataset(context.library.dataset_file(row), row.format, row.skip_bad_rows)
+    if dataset.sha256 != row.sha256:
+        raise DatasetError(
+            f"The stored file of {row.name} was changed.", "Add the dataset again, then start a new job."
+        )
+    return dataset
+
+
+def _load(folder: Path, dtype: str) -> tuple[Any, Any]:
+    from core.models import load_model
+
+    return load_model(folder, dtype)
+
+
+def _train(context: JobContext, trainer: Trainer, folder: Path) -> None:
+    """Run the steps that are left; returns at the end, or when the user wants what there is."""
+    first, started = trainer.step, time.monotonic()
+    context.say("Training", step=first, total_steps=trainer.total_steps)
+    if first and context.request() == STOP:
+        return  # stopped while it waited: the checkpoint is what there is
+    for metrics in trainer.steps():
+        pace = (time.monotonic() - started) / (metrics.step - first)  # of this attempt alone, measuring and saving too
+        context.record(metrics.step, _curves(metrics), **_columns(metrics, trainer, pace))
+        if metrics.eval_loss is not None:
+            logger.info("step %d: loss %.4f, eval loss %.4f", metrics.step, metrics.loss, metrics.eval_loss)
+        wish = context.request()
+        if wish == CANCEL:
+            raise Leave(wish)
+        if metrics.save or wish != RUN:
+            _save(context, trainer, folder)
+        if wish == STOP:
+            return
+        if wish != RUN:
+            raise Leave(wish)
+
+
+def _curves(metrics: StepMetrics) -> dict[str, float]:
+    values = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "grad_norm": metrics.grad_norm}
+    values["tokens_per_second"] = metrics.tokens / max(metrics.seconds, 1e-9)
+    return values if metrics.eval_loss is None else values | {"eval_loss": metrics.eval_loss}
+
+
+def _columns(metrics: StepMetrics, trainer: Trainer, pace_s: float) -> dict[str, Any]:
+    columns = {
+        "total_steps": metrics.total_steps,
+        "loss": metrics.loss,
+        "tokens_per_second": metrics.tokens / max(metrics.seconds, 1e-9),
+        "eta_s": pace_s * (metrics.total_steps - metrics.step),
+    }
+    return columns if metrics.eval_loss is None else columns | {"eval_loss": metrics.eval_loss, **_best(trainer)}
+
+
+def _best(trainer: Trainer) -> dict[str, Any]:
+    best = trainer.best_eval_loss
+    return {"best_step": trainer.best_step or None, "best_eval_loss": best if math.isfinite(best) else None}
+
+
+def _save(context: JobContext, trainer: Trainer, folder: Path) -> None:
+    context.flush()  # first, so that no curve ever lacks a step that the checkpoint has behind it
+    save_checkpoint(trainer, folder)
+    context.saved(trainer.step, **_best(trainer))
+    prune(folder, trainer.config.keep_checkpoints, trainer.best_step)
+
+
+def _file(context: JobContext, trainer: Trainer, model: ModelRow, folder: Path) -> AdapterRow:
+    """Copy the best checkpoint's adapter into the library and return its row. It has the id of its job."""
+    context.say("Filing the adapter")
+    checkpoint = _best_checkpoint(folder, trainer.best_step)
+    state = json.loads((checkpoint / "trainer.json").read_bytes())
+    build, target = context.scratch / "adapter", context.workspace.adapter_folder(context.job.id)
+    _copy_adapter(checkpoint, build, model)
+    context.workspace.discard(target)  # of an attempt that died between here and its last line
+    move_folder(build, target)
+    adapter = trainer.config.adapter
+    return AdapterRow(
+        id=context.job.id,
+        name=context.job.name,
+        model_id=model.id,
+        job_id=context.job.id,
+        method=adapter.method,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        parameters=sum(parameter.numel() for parameter in trainer.parameters),
+        size_bytes=size_bytes(target),
+        sha256=file_sha256(target / WEIGHTS_NAME),
+        step=state["step"],
+        eval_loss=state["eval_loss"],
+    )
+
+
+def _best_checkpoint(folder: Path, best_step: int) -> Path:
+    """The checkpoint with the lowest validation loss, or else the newest whole one."""
+    best = folder / f"step-{best_step:06d}"
+    try:
+        if best_step:
+            verify_folder(best)
+            return best
+    except CheckpointError as error:
+        logger.warning("%s The newest whole checkpoint is taken instead.", error.what)
+    newest = latest_checkpoint(folder)
+    if newest is None:
+        raise CheckpointError("No checkpoint of this run is left.", "Start a new job.")
+    return newest
+
+
+def _copy_adapter(checkpoint: Path, build: Path, model: ModelRow) -> None:
+    """Copy the PEFT folder out of a checkpoint; the base is named by its origin, not by a path of this machine."""
+    shutil.rmtree(build, ignore_errors=True)
+    build.mkdir(parents=True)
+    shutil.copyfile(checkpoint / WEIGHTS_NAME, build / WEIGHTS_NAME)
+    config = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))
+    hub_id = model.source.removeprefix("hub: ")
+    config["base_model_name_or_path"] = hub_id if hub_id != model.source else model.name
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    (build / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")

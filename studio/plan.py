@@ -1,0 +1,211 @@
+"""What a training run will take, before it starts: its steps, time, memory and disk, and what stands against it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from core.config import AdapterConfig, TrainConfig
+from core.memory import estimate_memory, rank_of
+from core.models import ModelInfo, Target
+from core.schedule import StepPlan, plan_steps, suggest_learning_rate
+from studio.views import Check, DeviceView, PlanView
+
+CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
+CHECKPOINTS_ON_DISK = 4  # two kept, the best, and one being written
+FEW_ROWS, FEW_CUT, HIGH_LEARNING_RATE, HIGH_ALPHA_RATIO, MANY_EPOCHS = 50, 0.02, 1e-2, 8.0, 10
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plan is made from: the model, the rows' lengths in tokens, and the state of this machine."""
+
+    info: ModelInfo
+    rows: int
+    duplicate_rows: int
+    lengths: Sequence[int]  # of a sample of the rows
+    device: DeviceView
+    disk_free_bytes: int
+    tokens_per_second: float | None  # measured in an earlier run of this model here
+
+
+def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
+    """Work out everything the plan card shows."""
+    longest = _max_length(facts, config)
+    validation = min(config.data.validation_max_rows, round(facts.rows * config.data.validation_share))
+    steps = plan_steps(facts.rows - validation, config, validation, longest)
+    lengths = [min(length, longest) for length in facts.lengths] or [0]
+    tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows)
+    targets = matching_targets(facts.info, config.adapter)
+    trainable = sum(target.lora_parameters(rank_of(target, config.adapter)) for target in targets)
+    memory = estimate_memory(facts.info, config, steps.micro_batch_size, longest, _dtype(facts, config))
+    total = sum(memory.values())
+    disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
+    free = facts.device.memory_total_bytes - facts.device.memory_used_bytes
+    checks = (
+        *_adapter_checks(facts.info, config.adapter, targets),
+        *_data_checks(facts, config, longest),
+        *_setting_checks(facts.info, config),
+        *_room_checks(total, free, disk, facts.disk_free_bytes),
+    )
+    return PlanView(
+        checks=checks,
+        rows=steps.rows,
+        validation_rows=validation,
+        steps=steps.total_steps,
+        tokens_per_epoch=tokens_per_epoch,
+        trainable_parameters=trainable,
+        total_parameters=facts.info.parameters,
+        seconds=_seconds(facts, steps, tokens_per_epoch),
+        memory=memory,
+        memory_total_bytes=total,
+        memory_free_bytes=free,
+        disk_bytes=disk,
+        device=facts.device.name,
+    )
+
+
+def matching_targets(info: ModelInfo, config: AdapterConfig) -> tuple[Target, ...]:
+    """The layers that get an adapter, by PEFT's rules: 'all-linear', name endings, or a regular expression."""
+    wanted = config.target_modules
+    if wanted == "all-linear":
+        chosen = info.linear_targets()
+    else:
+        chosen = tuple(part for target in info.targets if (part := _part(target, wanted)).count)
+    return tuple(part for target in chosen if (part := _without(target, config.exclude_modules)).count)
+
+
+def _part(target: Target, wanted: str | tuple[str, ...]) -> Target:
+    return _keep(target, [_matches(path, wanted) for path in target.paths])
+
+
+def _without(target: Target, excluded: str | tuple[str, ...]) -> Target:
+    return _keep(target, [not (excluded and _matches(path, excluded)) for path in target.paths])
+
+
+def _keep(target: Target, flags: Sequence[bool]) -> Target:
+    shapes = tuple(shape for shape, flag in zip(target.shapes, flags, strict=True) if flag)
+    paths = tuple(path for path, flag in zip(target.paths, flags, strict=True) if flag)
+    return Target(target.name, target.group, shapes, paths)
+
+
+def _matches(path: str, wanted: str | tuple[str, ...]) -> bool:
+    if isinstance(wanted, str):
+        try:
+            return re.fullmatch(wanted, path) is not None
+        except re.error:
+            return False
+    return any(path == name or path.endswith(f".{name}") for name in wanted)
+
+
+def _max_length(facts: Facts, config: TrainConfig) -> int:
+    if config.data.max_length:
+        return config.data.max_length
+    ordered = sorted(facts.lengths) or [0]
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    rounded = max(64, -(-p99 // 64) * 64)
+    return min(rounded, facts.info.context_length or rounded)
+
+
+def _seconds(facts: Facts, steps: StepPlan, tokens_per_epoch: int) -> float | None:
+    tokens = tokens_per_epoch * steps.total_steps / steps.steps_per_epoch
+    if facts.tokens_per_second:
+        return tokens / facts.tokens_per_second
+    if facts.device.kind != "cpu":
+        return None
+    return tokens * 4 * facts.info.parameters / (cpu_flops() * CPU_EFFICIENCY)  # forward and dX of a frozen base
+
+
+@cache
+def cpu_flops() -> float:
+    """This machine's float32 matrix rate in FLOP/s, measured once in about 50 ms."""
+    import numpy as np
+
+    size = 768
+    matrix = np.ones((size, size), dtype=np.float32)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        _ = matrix @ matrix
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _adapter_checks(info: ModelInfo, config: AdapterConfig, targets: Sequence[Target]) -> Iterator[Check]:
+    if not targets:
+        names = ", ".join(target.name for target in info.linear_targets())
+        yield Check("error", "The chosen target modules match no layer of this model.", f"It has: {names}.")
+        return
+    yield Check("ok", f"{sum(target.count for target in targets)} layers get an adapter.")
+    name, smallest = min(((t.name, min(shape)) for t in targets for shape in t.shapes), key=lambda item: item[1])
+    if config.r > smallest:
+        yield Check(
+            "error", f"Rank {config.r} is above the size of {name} ({smallest}).", f"Pick a rank of at most {smallest}."
+        )
+
+
+def _data_checks(facts: Facts, config: TrainConfig, longest: int) -> Iterator[Check]:
+    if facts.rows == 0:
+        yield Check("error", "The dataset has no usable row.", "Pick another one.")
+    elif facts.rows < FEW_ROWS:
+        yield Check("warning", f"Only {facts.rows} rows: the model may learn them by heart.", "Add more rows.")
+    if facts.duplicate_rows > facts.rows * 0.2:
+        yield Check("warning", f"{facts.duplicate_rows} rows are duplicates.", "Remove them, or train fewer epochs.")
+    context = facts.info.context_length
+    if context and longest > context:
+        yield Check(
+            "error", f"The longest example has {longest} tokens; the model reads {context}.", "Lower max_length."
+        )
+    cut = sum(length > longest for length in facts.lengths) / max(1, len(facts.lengths))
+    if cut > FEW_CUT:
+        yield Check("warning", f"About {cut:.1%} of the rows are cut at {longest} tokens.", "Raise max_length.")
+    else:
+        yield Check("ok", f"{'Nearly every' if cut else 'Every'} row fits into {longest} tokens.")
+    if not facts.info.has_chat_template:
+        yield Check(
+            "warning", "The model has no chat template.", "A plain format is used; an instruct model chats better."
+        )
+    if config.data.validation_share == 0:
+        yield Check("warning", "No rows are held out, so nothing tells when it only memorises.", "Hold out 5 %.")
+
+
+def _dtype(facts: Facts, config: TrainConfig) -> str:
+    """What "auto" will be: bfloat16 on a GPU, float32 elsewhere."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if facts.device.kind == "cuda" else "float32"
+
+
+def _setting_checks(info: ModelInfo, config: TrainConfig) -> Iterator[Check]:
+    if not config.optim.learning_rate:
+        yield Check("ok", f"The learning rate will be {suggest_learning_rate(info.hidden_size):g}.")
+    if config.optim.learning_rate > HIGH_LEARNING_RATE:
+        yield Check(
+            "warning", f"A learning rate of {config.optim.learning_rate:g} often diverges.", "Try 2e-4 to 1e-3."
+        )
+    if config.adapter.lora_alpha / config.adapter.r > HIGH_ALPHA_RATIO:
+        yield Check("warning", "Alpha is more than 8 times the rank.", "Alpha of twice the rank is usual.")
+    if config.epochs > MANY_EPOCHS and not config.patience:
+        yield Check("warning", f"{config.epochs:g} epochs without early stopping.", "Set patience to 3.")
+
+
+def _room_checks(memory: int, memory_free: int, disk: int, disk_free: int) -> Iterator[Check]:
+    if memory > memory_free:
+        yield Check(
+            "warning",
+            f"It may need {_gib(memory)}, and {_gib(memory_free)} is free.",
+            "Lower micro_batch_size or max_length, or pick a smaller model.",
+        )
+    else:
+        yield Check("ok", f"It needs about {_gib(memory)} of the {_gib(memory_free)} that is free.")
+    if disk > disk_free:
+        yield Check(
+            "error", f"Checkpoints need {_gib(disk)} of disk, and {_gib(disk_free)} is free.", "Free some space."
+        )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,334 @@
+"""The studio as one object: everything the page and the CLI can do, in plain calls.
+
+It never imports torch: training, merging, importing and chatting happen in other processes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.config import TrainConfig, to_dict
+from core.errors import ConfigError, JobError
+from core.models import ModelInfo, inspect_model
+from studio import system
+from studio.artifacts import Library
+from studio.chat_client import ChatClient
+from studio.curves import thin
+from studio.db import Database
+from studio.jobs import JobStore
+from studio.kinds.add_model import absolute_source
+from studio.log import tail
+from studio.plan import Facts, make_plan
+from studio.scheduler import ensure_scheduler
+from studio.shelf import DatasetShelf
+from studio.show import adapter_view, dataset_view, job_view, model_view
+from studio.spec import from_yaml, to_yaml
+from studio.tables import JobRow, ModelRow
+from studio.token_counts import token_lengths
+from studio.views import (
+    AdapterView,
+    ChatChunk,
+    ChatPane,
+    CheckpointView,
+    DatasetView,
+    JobView,
+    MetricPoint,
+    ModelView,
+    PlanView,
+    PreviewRow,
+    SystemView,
+)
+from studio.workspace import Workspace
+
+MERGE_DTYPES = ("base", "float32")
+
+
+class Studio:
+    """One workspace, opened. Every method raises StudioError (what, fix) on what a user can get wrong."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.workspace = Workspace.open(root)
+        self._database = Database.open(self.workspace)
+        self._jobs = JobStore(self._database)
+        self._library = Library(self._database, self.workspace)
+        self._shelf = DatasetShelf(self.workspace, self._library)
+        self._chat = ChatClient(self.workspace)
+        self._lengths = lru_cache(maxsize=32)(self._measure_lengths)
+
+    def close(self) -> None:
+        """Let go of the chat process and the database; jobs go on."""
+        self._chat.close()
+        self._database.close()
+
+    # -- datasets
+
+    def inspect_dataset(self, path: Path, *, format: str | None = None) -> DatasetView:
+        """Read a file and tell its format and problems without adding it (its id is empty)."""
+        return self._shelf.inspect(path, format)
+
+    def add_dataset(
+        self, path: Path, *, name: str = "", format: str | None = None, skip_bad_rows: bool = False
+    ) -> DatasetView:
+        """Store a file as an immutable dataset; DatasetError names the first bad row unless those are skipped."""
+        return dataset_view(self._shelf.add(path, name, format, skip_bad_rows))
+
+    def datasets(self) -> list[DatasetView]:
+        """Every dataset, the newest first."""
+        return [dataset_view(row) for row in self._library.datasets()]
+
+    def dataset(self, dataset_id: str) -> DatasetView:
+        """One dataset."""
+        return dataset_view(self._library.dataset(dataset_id))
+
+    def preview(self, dataset_id: str, *, start: int = 0, count: int = 10) -> list[PreviewRow]:
+        """Some rows of a dataset as conversations."""
+        return self._shelf.preview(dataset_id, start, count)
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Remove a dataset that no unfinished job needs."""
+        self._library.delete_dataset(dataset_id)
+
+    def formats(self) -> list[str]:
+        """The names of the formats that a dataset can have."""
+        from core.data.formats import formats
+
+        return formats.names()
+
+    # -- models and adapters
+
+    def models(self) -> list[ModelView]:
+        """Every base and merged model, the newest first."""
+        return [model_view(row) for row in self._library.models()]
+
+    def model(self, model_id: str) -> ModelView:
+        """One model."""
+        return model_view(self._library.model(model_id))
+
+    def add_model(self, source: str, *, name: str = "", idempotency_key: str = "") -> JobView:
+        """Start a job that fetches or converts a model: 'starter', a hub id, a folder or a GGUF file."""
+        source = source.strip()
+        if not source:
+            raise ConfigError("No model is named.", "Give 'starter', a hub id, a folder or a GGUF file.")
+        spec = {"source": absolute_source(source), "name": name.strip()}
+        return self._submit("add_model", name.strip() or f"Add {Path(source).name}", spec, idempotency_key)
+
+    def delete_model(self, model_id: str) -> None:
+        """Remove a model that nothing needs; a folder of the user's own stays where it is."""
+        self._library.delete_model(model_id)
+
+    def adapters(self, model_id: str | None = None) -> list[AdapterView]:
+        """Every adapter, or those of one model, the newest first."""
+        return [adapter_view(row) for row in self._library.adapters(model_id)]
+
+    def adapter(self, adapter_id: str) -> AdapterView:
+        """One adapter."""
+        return adapter_view(self._library.adapter(adapter_id))
+
+    def delete_adapter(self, adapter_id: str) -> None:
+        """Remove an adapter that no unfinished job needs."""
+        self._library.delete_adapter(adapter_id)
+
+    # -- planning and jobs
+
+    def plan(self, model_id: str, dataset_id: str, config: TrainConfig) -> PlanView:
+        """Steps, time, memory and disk of a run, and a checklist; nothing is started."""
+        row, data = self._library.model(model_id), self._library.dataset(dataset_id)
+        facts = Facts(
+            info=self._info(row),
+            rows=data.rows,
+            duplicate_rows=sum(problem["kind"] == "duplicate" for problem in data.problems),
+            lengths=self._lengths(model_id, dataset_id),
+            device=system.devices()[0],
+            disk_free_bytes=shutil.disk_usage(self.workspace.root).free,
+            tokens_per_second=self._measured_speed(model_id),
+        )
+        return make_plan(facts, config)
+
+    def train(
+        self, model_id: str, dataset_id: str, config: TrainConfig, *, name: str = "", idempotency_key: str = ""
+    ) -> JobView:
+        """Queue a training job; ConfigError when its plan holds an error."""
+        plan = self.plan(model_id, dataset_id, config)
+        wrong = next((check for check in plan.checks if check.level == "error"), None)
+        if wrong is not None:
+            raise ConfigError(wrong.text, wrong.fix)
+        spec = {"model_id": model_id, "dataset_id": dataset_id, "train": to_dict(config)}
+        return self._submit("train", name.strip() or self.dataset(dataset_id).name, spec, idempotency_key)
+
+    def merge(self, adapter_id: str, *, name: str = "", dtype: str = "base", idempotency_key: str = "") -> JobView:
+        """Queue a job that merges an adapter into its base and verifies the result.
+
+        `dtype` "base" keeps the base's number format, which rounds 16-bit weights once; "float32" rounds nothing.
+        """
+        adapter = self._library.adapter(adapter_id)
+        self._library.model(adapter.model_id)
+        name = name.strip() or f"{adapter.name} merged"
+        if dtype not in MERGE_DTYPES:
+            raise ConfigError(f"A merged model cannot be {dtype!r}.", f"Pick one of: {', '.join(MERGE_DTYPES)}.")
+        return self._submit("merge", name, {"adapter_id": adapter_id, "name": name, "dtype": dtype}, idempotency_key)
+
+    def evaluate(
+        self,
+        model_id: str,
+        dataset_id: str,
+        adapter_ids: Sequence[str] = (),
+        *,
+        fields: Sequence[str] = (),
+        name: str = "",
+        idempotency_key: str = "",
+    ) -> JobView:
+        """Queue a job that measures a base and its adapters on a dataset; `fields` are keys of a JSON answer."""
+        model, data = self._library.model(model_id), self._library.dataset(dataset_id)
+        for adapter_id in adapter_ids:
+            if self._library.adapter(adapter_id).model_id != model_id:
+                raise ConfigError(f"The adapter {adapter_id} is not one of {model.name}.", "Pick one of its own.")
+        spec = {
+            "model_id": model_id,
+            "dataset_id": dataset_id,
+            "adapter_ids": list(adapter_ids),
+            "fields": list(fields),
+        }
+        return self._submit("evaluate", name.strip() or f"Evaluate on {data.name}", spec, idempotency_key)
+
+    def jobs(self, *, states: Sequence[str] = (), limit: int = 200) -> list[JobView]:
+        """The newest jobs first."""
+        return [job_view(row) for row in self._jobs.list(states, limit)]
+
+    def job(self, job_id: str) -> JobView:
+        """One job."""
+        return job_view(self._jobs.get(job_id))
+
+    def metrics(self, job_id: str, *, max_points: int = 1000) -> dict[str, list[MetricPoint]]:
+        """Curves by name (loss, eval_loss, learning_rate, ...), each thinned keeping its extremes."""
+        curves = self._jobs.metrics(job_id)
+        return {name: thin([MetricPoint(*point) for point in points], max_points) for name, points in curves.items()}
+
+    def log_tail(self, job_id: str, *, max_bytes: int = 65536) -> str:
+        """The end of a job's log, progress bars folded to their last state."""
+        self._jobs.get(job_id)
+        return tail(self.workspace.worker_log(job_id), max_bytes)
+
+    def checkpoints(self, job_id: str) -> list[CheckpointView]:
+        """The saved states of a job, the oldest first."""
+        from core.checkpoint import checkpoints
+
+        job = self._jobs.get(job_id)
+        found = checkpoints(self.workspace.checkpoints_folder(job_id))
+        last = max((item.step for item in found), default=0)
+        return [
+            CheckpointView(item.step, item.eval_loss, item.size_bytes, item.step == job.best_step, item.step == last)
+            for item in found
+        ]
+
+    def pause_job(self, job_id: str) -> JobView:
+        """Save and wait until resumed."""
+        return job_view(self._jobs.pause(job_id))
+
+    def resume_job(self, job_id: str) -> JobView:
+        """Go on from the last checkpoint, or try a failed job again."""
+        return self._scheduled(self._jobs.resume(job_id))
+
+    def stop_job(self, job_id: str) -> JobView:
+        """Finish now and keep the best adapter so far."""
+        return self._scheduled(self._jobs.stop(job_id))
+
+    def cancel_job(self, job_id: str) -> JobView:
+        """End without a result; checkpoints stay until the job is deleted."""
+        return job_view(self._jobs.cancel(job_id))
+
+    def delete_job(self, job_id: str) -> None:
+        """Forget a job that is over or paused, with its log and checkpoints; its adapter or model stays."""
+        self._jobs.delete(job_id)
+        self.workspace.discard(self.workspace.run_folder(job_id))
+
+    def job_spec_yaml(self, job_id: str) -> str:
+        """A training job as YAML that the CLI runs; JobError for other kinds."""
+        job = self._jobs.get(job_id)
+        if job.kind != "train":
+            raise JobError(f"{job.name} is no training job.", "Only training jobs can be saved as YAML.")
+        from core.config import from_dict
+
+        return to_yaml(
+            job.name, job.spec["model_id"], job.spec["dataset_id"], from_dict(TrainConfig, job.spec["train"])
+        )
+
+    def parse_spec_yaml(self, text: str) -> Mapping[str, Any]:
+        """Read a job file: name, model, dataset, and train as a TrainConfig."""
+        return from_yaml(text)
+
+    # -- chat
+
+    def chat(
+        self,
+        model_id: str,
+        panes: Sequence[ChatPane],
+        conversations: Sequence[Sequence[tuple[str, str]]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        seed: int = 0,
+    ) -> Iterator[ChatChunk]:
+        """Answer one conversation (role, text) per pane, streamed side by side; closing the iterator stops it."""
+        folders = [
+            None if pane.adapter_id is None else self.workspace.adapter_folder(self.adapter(pane.adapter_id).id)
+            for pane in panes
+        ]
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        return self._chat.stream(self._folder(self._library.model(model_id)), folders, conversations, settings)
+
+    def stop_chat(self) -> None:
+        """End the chat process and free its memory; the next chat starts it again."""
+        self._chat.close()
+
+    # -- files and machine
+
+    def export_path(self, kind: str, item_id: str) -> Path:
+        """The folder that `/files/<kind>/<id>.zip` streams; kind is 'model' or 'adapter'."""
+        if kind == "adapter":
+            return self.workspace.adapter_folder(self.adapter(item_id).id)
+        if kind == "model":
+            row = self._library.model(item_id)
+            if row.folder:
+                raise ConfigError(f"{row.name} is a folder of your own, not of the studio.", "Copy it from there.")
+            return self._folder(row)
+        raise ConfigError(f"There is nothing to download of kind {kind!r}.", "Download a model or an adapter.")
+
+    def system(self) -> SystemView:
+        """The state of this machine and of the workspace."""
+        running = [job_view(row) for row in self._jobs.list(("running",))]
+        return system.overview(self.workspace, running, self._jobs.count("queued"))
+
+    def start(self) -> None:
+        """See to it that a scheduler works on the queue."""
+        ensure_scheduler(self.workspace)
+
+    def _submit(self, kind: str, name: str, spec: Mapping[str, Any], idempotency_key: str) -> JobView:
+        return self._scheduled(self._jobs.submit(kind, name, spec, idempotency_key=idempotency_key))
+
+    def _scheduled(self, row: JobRow) -> JobView:
+        self.start()
+        return job_view(row)
+
+    def _folder(self, row: ModelRow) -> Path:
+        return Path(row.folder) if row.folder else self.workspace.model_folder(row.id)
+
+    def _info(self, row: ModelRow) -> ModelInfo:
+        return inspect_model(self._folder(row))
+
+    def _measure_lengths(self, model_id: str, dataset_id: str) -> tuple[int, ...]:
+        folder = self._folder(self._library.model(model_id))
+        return tuple(token_lengths(folder, self._shelf.records(dataset_id)))
+
+    def _measured_speed(self, model_id: str) -> float | None:
+        """The median speed of the newest finished run of this model, in tokens a second."""
+        for row in self._jobs.list(("succeeded",)):
+            if row.kind == "train" and row.spec.get("model_id") == model_id:
+                speeds = sorted(value for _, value in self._jobs.metrics(row.id).get("tokens_per_second", []))
+                if speeds:
+                    return speeds[len(speeds) // 2]
+        return None

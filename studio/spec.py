@@ -1,0 +1,42 @@
+"""A job's specification as YAML: what the page saves, the CLI runs, and a colleague can rerun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from core.config import TrainConfig, from_dict, to_dict
+from core.errors import ConfigError
+
+_KEYS = ("name", "model", "dataset", "train")
+
+
+def to_yaml(name: str, model: str, dataset: str, config: TrainConfig) -> str:
+    """Write a training job as YAML, every setting spelled out so that later defaults cannot change it."""
+    spec = {"name": name, "model": model, "dataset": dataset, "train": to_dict(config)}
+    return str(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """Read what `to_yaml` wrote; `train` becomes a TrainConfig. ConfigError on anything unknown or out of range."""
+    try:
+        spec = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = f" at line {line + 1}" if line is not None else ""
+        raise ConfigError(
+            f"The job file is not valid YAML{where}.", "Compare it with one that the studio saved."
+        ) from None
+    if not isinstance(spec, Mapping):
+        raise ConfigError("The job file holds no settings.", "Save one from the Train tab to see the form.")
+    unknown = [str(key) for key in spec if key not in _KEYS]
+    if unknown:
+        raise ConfigError(f"The job file has the unknown entry {unknown[0]!r}.", f"Known: {', '.join(_KEYS)}.")
+    return {
+        "name": str(spec.get("name") or ""),
+        "model": str(spec.get("model") or ""),
+        "dataset": str(spec.get("dataset") or ""),
+        "train": from_dict(TrainConfig, spec.get("train") or {}),
+    }

@@ -1,0 +1,232 @@
+"""What the service hands to the page and the CLI: plain, frozen facts, no rows, no tensors, no paths from a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a plan's checklist; `level` is ok, warning or error, and an error blocks the start."""
+
+    level: str
+    text: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """A kind of layer an adapter can go on: `q_proj`, 30 of them, each 576 -> 576."""
+
+    name: str
+    group: str  # attention, mlp, embedding, output or other
+    shapes: tuple[tuple[int, int], ...]  # distinct (in, out), input first
+    count: int
+    parameters: int  # weights in all of them together
+    selected_by_default: bool
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A base or merged model of the library."""
+
+    id: str
+    name: str
+    kind: str  # base or merged
+    source: str
+    architecture: str
+    parameters: int
+    dtype: str
+    context_length: int
+    has_chat_template: bool
+    licence: str
+    size_bytes: int
+    targets: tuple[TargetView, ...]
+    created_at: float
+    job_id: str | None = None  # the job that made it
+    base_id: str | None = None  # for a merged model, the base under it
+    verified: Mapping[str, Any] = field(default_factory=dict)  # for a merged model, the figures of its verification
+
+
+@dataclass(frozen=True)
+class ProblemView:
+    """Something wrong with one row of a dataset; `row` counts from 1 as an editor shows it."""
+
+    row: int
+    kind: str
+    level: str  # error: the row is left out; warning: it is kept
+    detail: str
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """An immutable version of an uploaded file."""
+
+    id: str
+    name: str
+    file_name: str
+    format: str
+    rule: str  # in words: why this format
+    share: float  # of the rows that match it, 0 to 1
+    rows: int  # usable rows
+    bad_rows: int
+    sha256: str
+    size_bytes: int
+    created_at: float
+    problems: tuple[ProblemView, ...] = ()  # the first 200
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One row as the model will see it: its turns, role and text."""
+
+    row: int
+    turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class AdapterView:
+    """A trained or imported adapter."""
+
+    id: str
+    name: str
+    model_id: str
+    job_id: str | None
+    method: str
+    r: int
+    lora_alpha: float
+    parameters: int
+    size_bytes: int
+    sha256: str
+    step: int
+    eval_loss: float | None
+    created_at: float
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as the jobs table and its detail page show it."""
+
+    id: str
+    kind: str  # train, merge or add_model
+    name: str
+    state: str  # queued, running, paused, succeeded, failed or cancelled
+    desired: str  # run, pause, stop or cancel: what the user last asked for
+    step: int
+    total_steps: int
+    message: str  # what it is doing now, in words
+    loss: float | None
+    eval_loss: float | None
+    best_eval_loss: float | None
+    best_step: int | None
+    tokens_per_second: float | None
+    eta_s: float | None
+    device: str
+    attempt: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    error_what: str
+    error_fix: str
+    spec: Mapping[str, Any]
+    result: Mapping[str, Any]  # adapter_id, model_id or verification figures, by kind
+
+    @property
+    def is_over(self) -> bool:
+        """True once the job can never run again by itself."""
+        return self.state in ("succeeded", "failed", "cancelled")
+
+    @property
+    def progress(self) -> float:
+        """Share of the work that is done, 0 to 1."""
+        return 1.0 if self.state == "succeeded" else self.step / self.total_steps if self.total_steps else 0.0
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One value of one curve."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """A saved state of a running or finished job."""
+
+    step: int
+    eval_loss: float | None
+    size_bytes: int
+    is_best: bool
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """What a run will take, before it starts."""
+
+    checks: tuple[Check, ...]
+    rows: int
+    validation_rows: int
+    steps: int
+    tokens_per_epoch: int
+    trainable_parameters: int
+    total_parameters: int
+    seconds: float | None  # None until this machine has a measured speed
+    memory: Mapping[str, int]  # part (weights, adapter, optimizer, activations, logits) -> bytes
+    memory_total_bytes: int
+    memory_free_bytes: int
+    disk_bytes: int
+    device: str
+
+    @property
+    def can_start(self) -> bool:
+        """True when no check is an error."""
+        return all(check.level != "error" for check in self.checks)
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """A GPU, or the CPU with the host's memory."""
+
+    name: str
+    kind: str  # cuda, mps or cpu
+    memory_total_bytes: int
+    memory_used_bytes: int
+    busy_share: float | None
+
+
+@dataclass(frozen=True)
+class SystemView:
+    """The state of this machine and of the workspace."""
+
+    devices: tuple[DeviceView, ...]
+    disk_free_bytes: int
+    disk_used: Mapping[str, int]  # folder of the workspace -> bytes
+    versions: Mapping[str, str]
+    workspace: str
+    scheduler_running: bool
+    offline: bool
+    running: tuple[JobView, ...] = ()
+    queued: int = 0
+
+
+@dataclass(frozen=True)
+class ChatPane:
+    """What one pane of the compare tab answers with: the bare base, or an adapter."""
+
+    adapter_id: str | None  # None is the base
+    label: str
+
+
+@dataclass(frozen=True)
+class ChatChunk:
+    """The text of every pane so far; `sha256` names the adapter each pane really used ("" for the base)."""
+
+    texts: tuple[str, ...]
+    sha256: tuple[str, ...]
+    done: bool
+    message: str = ""  # such as "Loading the model ..."

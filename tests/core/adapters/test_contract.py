@@ -1,0 +1,187 @@
+"""What every adapter method must hold to, over the registry: a new method is tested by being registered."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from core.adapters import (
+    adapter_parameters,
+    adapter_rows,
+    adapter_state_dict,
+    adapters,
+    inject,
+    load_adapter_state_dict,
+    merge,
+    names,
+    remove_adapter,
+    set_adapter,
+    unmerge,
+)
+from core.config import AdapterConfig
+from tests.core.adapters.tiny import gpt2, llama, logits, shake, tokens
+
+METHODS = names()
+FAMILIES = {"linear": llama, "conv1d": gpt2}
+EMBEDDING = {"linear": "embed_tokens", "conv1d": "wte"}
+pytestmark = pytest.mark.parametrize("method", METHODS)
+
+
+def adapted(method: str, family: str, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
+    model = FAMILIES[family]().to(dtype)
+    inject(model, AdapterConfig(method=method, **{"r": 4, "lora_alpha": 8.0, **settings}), seed=1)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_is_exactly_the_base_at_the_start(method: str, family: str, dtype: torch.dtype) -> None:
+    base = FAMILIES[family]().to(dtype)
+    expected = logits(base, tokens())
+    found = logits(adapted(method, family, dtype), tokens())
+    assert not adapters.get(method).exact_at_start or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_adapter_is_trained_and_all_of_it(method: str, family: str) -> None:
+    model = adapted(method, family)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trained = set(map(id, adapter_parameters(model)))
+    assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    optimizer = torch.optim.SGD(list(adapter_parameters(model)), lr=0.1)
+    seen: set[int] = set()
+    for step in range(2):
+        optimizer.zero_grad()
+        model(input_ids=tokens(), labels=tokens()).loss.backward()
+        moved = [p for p in adapter_parameters(model) if p.grad is not None and p.grad.abs().sum() > 0]
+        assert moved, f"no gradient in step {step}"
+        seen |= set(map(id, moved))
+        optimizer.step()
+    assert seen == trained
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {name for name, parameter in model.named_parameters() if id(parameter) in trained}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("with_embedding", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_merged_is_unmerged(
+    method: str, family: str, with_embedding: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    targets = ("c_attn", "c_proj") if family == "conv1d" else ("q_proj", "down_proj")
+    model = adapted(method, family, dtype, target_modules=(*targets, *([EMBEDDING[family]] if with_embedding else [])))
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    base = FAMILIES[family]().to(dtype)
+    shake(model)
+    expected = logits(model, tokens())
+    assert (expected - logits(base, tokens())).abs().max() > 1e-3, "the adapter does nothing, so the test shows nothing"
+    merge(model)
+    assert (logits(model, tokens()) - expected).abs().max() <= tolerance
+    unmerge(model)
+    assert torch.equal(logits(model, tokens()), expected)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items() if key not in trained)
+
+
+@pytest.mark.parametrize("base", [nn.Linear(7, 5), Conv1D(5, 7), nn.Embedding(7, 5)], ids=["linear", "conv1d", "embed"])
+def test_delta_weight_is_what_the_output_shows(method: str, base: nn.Module) -> None:
+    """The dense delta, read off the forward pass with unit vectors, in the layout of the weight."""
+    model = nn.Sequential(copy.deepcopy(base).double()).eval()
+    inject(model, AdapterConfig(method=method, r=3, target_modules=("0",)), seed=3)
+    shake(model, size=0.5)
+    unit: Tensor = torch.arange(7) if isinstance(base, nn.Embedding) else torch.eye(7, dtype=torch.float64)
+    on = model(unit)
+    set_adapter(model, None)
+    seen = (on - model(unit)).detach()  # (in, out)
+    adapter = model[0].adapter("default")
+    expected = seen.T if isinstance(base, nn.Linear) else seen
+    assert torch.allclose(adapter.delta_weight(), expected, atol=1e-12, rtol=0)
+    assert torch.allclose(adapter.delta_weight(slice(1, 3)), expected[1:3], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_state_dict_round_trip(method: str, family: str) -> None:
+    model = adapted(method, family)
+    shake(model)
+    state = adapter_state_dict(model)
+    fresh = adapted(method, family)
+    load_adapter_state_dict(fresh, state)
+    assert torch.equal(logits(fresh, tokens()), logits(model, tokens()))
+    shake(model)  # the copies of the state dict do not move with the model
+    assert torch.equal(logits(fresh, tokens()), logits(fresh, tokens()))
+    assert all(torch.equal(value, state[key]) for key, value in adapter_state_dict(fresh).items())
+    assert all(key.startswith("base_model.model.") and not value.requires_grad for key, value in state.items())
+
+
+def test_same_seed_same_start_whatever_the_generator_did(method: str) -> None:
+    torch.manual_seed(1)
+    first = adapter_state_dict(adapted(method, "linear"))
+    torch.manual_seed(2)
+    second = adapter_state_dict(adapted(method, "linear"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_are_float32_and_gradients_are_right_on_a_low_precision_base(method: str, dtype: torch.dtype) -> None:
+    model, exact = adapted(method, "linear", dtype), adapted(method, "linear")
+    assert {parameter.dtype for parameter in adapter_parameters(model)} == {torch.float32}
+    exact.load_state_dict({key: value.double() for key, value in model.state_dict().items()})
+    for trained in (model, exact):
+        shake(trained)
+        trained(input_ids=tokens(), labels=tokens()).loss.backward()
+    found = torch.cat([p.grad.flatten().double() for p in adapter_parameters(model) if p.grad is not None])
+    expected = torch.cat([p.grad.flatten() for p in adapter_parameters(exact) if p.grad is not None])
+    error = (found - expected).norm() / expected.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_equal_single_runs(method: str, family: str) -> None:
+    model = adapted(method, family)
+    some = ("c_proj", "wte") if family == "conv1d" else ("k_proj", "embed_tokens")
+    inject(model, AdapterConfig(method=method, r=2, target_modules=some), name="other", seed=2)
+    shake(model, "default")
+    shake(model, "other", seed=4)
+    rows = ["other", None, "default", "other", "default"]
+    ids = tokens(len(rows))
+    expected = []
+    for row, name in enumerate(rows):
+        set_adapter(model, name)
+        expected.append(logits(model, ids[row : row + 1]))
+    set_adapter(model, "default")
+    with adapter_rows(model, rows):
+        found = logits(model, ids)
+    assert torch.allclose(found, torch.cat(expected), atol=1e-12, rtol=0)
+    assert torch.allclose(logits(model, ids)[2:3], expected[2], atol=1e-12, rtol=0)  # as before, once outside
+
+
+def test_removing_gives_the_base_back(method: str) -> None:
+    model, base = adapted(method, "linear"), llama().double()
+    kinds = {name: type(module) for name, module in base.named_modules()}
+    shake(model)
+    remove_adapter(model, "default")
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert torch.equal(logits(model, tokens()), logits(base, tokens()))
+
+
+def test_deltas_of_several_adapters_add_up(method: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 6)).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    base = model(x).detach()
+    for name in ("one", "two"):
+        inject(model, AdapterConfig(method=method, r=2, target_modules=("0",)), name=name)
+        shake(model, name)
+    outputs = {}
+    for name in ("one", "two"):
+        set_adapter(model, name)
+        outputs[name] = model(x).detach()
+    set_adapter(model, ["one", "two"])
+    both = model(x).detach()
+    assert torch.allclose(both - base, outputs["one"] + outputs["two"] - 2 * base, atol=1e-12, rtol=0)
+    merge(model)
+    assert torch.allclose(model(x), both, atol=1e-12, rtol=0)

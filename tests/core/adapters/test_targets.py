@@ -1,0 +1,115 @@
+"""Which modules are meant, compared with peft's own matching, and what is said when none is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from core.adapters import adapter_names, adapter_parameters, inject
+from core.adapters.targets import base_modules
+from core.config import AdapterConfig
+from core.errors import AdapterError, ConfigError
+from tests.core.adapters.tiny import bert, gpt2, llama
+
+CASES: list[dict[str, Any]] = [
+    {"target_modules": "all-linear"},
+    {"target_modules": ("q_proj", "v_proj")},
+    {"target_modules": ("layers.1.self_attn.q_proj", "embed_tokens", "lm_head")},
+    {"target_modules": r".*\.(q|k)_proj"},
+    {"target_modules": r"model\.layers\.0\.mlp\.(up|down)_proj"},
+    {"target_modules": "all-linear", "exclude_modules": ("k_proj", "layers.0.mlp.up_proj")},
+    {"target_modules": "all-linear", "exclude_modules": r".*layers\.1.*"},
+    {"target_modules": "all-linear", "modules_to_save": ("mlp.up_proj", "lm_head")},
+    {"target_modules": ("q_proj", "o_proj"), "modules_to_save": ("self_attn.o_proj",)},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_same_modules_as_peft(case: dict[str, Any]) -> None:
+    ours = inject(llama(), AdapterConfig(r=2, **case))
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in case.items()}
+    theirs = inject_adapter_in_model(LoraConfig(r=2, **plain), llama())
+    expected = [
+        path
+        for path, module in theirs.named_modules()
+        if any(len(getattr(module, kind, ())) for kind in ("lora_A", "lora_embedding_A"))
+    ]
+    assert ours and sorted(ours) == sorted(expected)
+
+
+def test_all_linear_on_gpt2_takes_conv1d_and_leaves_the_output_layer() -> None:
+    found = inject(gpt2(), AdapterConfig(r=2))
+    assert {name.rpartition(".")[2] for name in found} == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_all_linear_on_a_classifier_leaves_the_head() -> None:
+    found = inject(bert(), AdapterConfig(r=2, modules_to_save=("pooler",)))
+    assert found and not any(name.startswith(("classifier", "bert.pooler")) for name in found)
+
+
+def test_a_second_adapter_sees_the_original_modules() -> None:
+    model = llama()
+    first = inject(model, AdapterConfig(r=2))
+    assert inject(model, AdapterConfig(r=3), name="second") == first
+    assert list(base_modules(model)) == list(base_modules(llama()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_modules": ("qproj",)}, "Did you mean 'q_proj'"),
+        ({"target_modules": ("q_proj", "vv_proj")}, "Did you mean 'v_proj'"),
+        ({"target_modules": ("zzz",)}, "This model has: down_proj"),
+        ({"target_modules": "nothing.*"}, "matches no layer"),
+        ({"target_modules": "(q_proj"}, "not a regular expression"),
+        ({"target_modules": ("mlp",)}, "gate_proj"),
+        ({"target_modules": ("norm",)}, "LlamaRMSNorm"),
+        ({"modules_to_save": ("lm_haed",)}, "Did you mean 'lm_head'"),
+        ({"r": 9}, "Rank 9 is larger than layer 'model.layers.0.self_attn.k_proj', which is 16 x 8"),
+        ({"rank_pattern": {"k_proj": 9}}, "Choose a rank up to 8"),
+        ({"rank_pattern": {"(k_proj": 3}}, "not a regular expression"),
+        ({"method": "lroa"}, "Did you mean 'lora'"),
+        ({"method_options": {"beta": 1}}, "no options of its own"),
+        ({"target_modules": "all-linear", "exclude_modules": ".*"}, "matches no layer"),
+    ],
+    ids=str,
+)
+def test_what_is_said_when_settings_do_not_fit(settings: dict[str, Any], words: str) -> None:
+    model = llama()
+    with pytest.raises(ConfigError) as caught:
+        inject(model, AdapterConfig(**{"r": 4, **settings}))
+    assert words in str(caught.value)
+    assert not adapter_names(model) and not list(adapter_parameters(model)), "nothing was changed"
+    assert all(type(module).__name__ != "AdaptedModule" for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "train", "../x", "x" * 200])
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(AdapterError, match="cannot be the name"):
+        inject(llama(), AdapterConfig(r=2), name=name)
+
+
+def test_a_name_is_taken_once() -> None:
+    model = llama()
+    inject(model, AdapterConfig(r=2))
+    with pytest.raises(AdapterError, match="already has"):
+        inject(model, AdapterConfig(r=2))
+
+
+def test_multihead_attention_is_refused_because_it_would_ignore_the_adapter() -> None:
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "up": nn.Linear(8, 8)})
+    assert inject(model, AdapterConfig(r=2)) == ["up"]
+    with pytest.raises(ConfigError, match="would ignore"):
+        inject(model, AdapterConfig(r=2, target_modules=("out_proj",)), name="second")
+
+
+def test_layers_shared_by_two_parents_are_adapted_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": shared, "b": nn.Linear(4, 4)})
+    model["c"] = shared
+    assert inject(model, AdapterConfig(r=2)) == ["a", "b"]
+    assert torch.is_tensor(model["a"].weight)

@@ -1,0 +1,91 @@
+"""Models small enough for unit tests, built from configs: random weights, nothing to download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from core.adapters import adapter_parameters
+
+VOCABULARY = 40
+
+
+def llama(seed: int = 0, **changes: Any) -> Any:
+    """A Llama of two layers with grouped key-value heads; embeddings not tied unless asked."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": False,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+def gpt2(seed: int = 0) -> Any:
+    """A GPT-2 of two layers: Conv1D projections, biases, tied embeddings."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=2, vocab_size=VOCABULARY, n_positions=32, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def gemma3() -> Any:
+    """A Gemma 3, which multiplies its embeddings by sqrt(width)."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=VOCABULARY,
+    )
+    return Gemma3ForCausalLM(config).eval()
+
+
+def bert() -> Any:
+    """A BERT classifier: a head that is trained whole."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def tokens(rows: int = 3, length: int = 6, seed: int = 5) -> Tensor:
+    """Token ids, (rows, length)."""
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: Any, ids: Tensor) -> Tensor:
+    """The model's logits, detached."""
+    with torch.no_grad():
+        found: Tensor = model(input_ids=ids).logits
+    return found
+
+
+def shake(model: nn.Module, name: str = "default", size: float = 0.05, seed: int = 9) -> None:
+    """Move an adapter away from its start values, so that it changes the output."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter_parameters(model, name):
+            parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)

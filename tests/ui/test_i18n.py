@@ -1,0 +1,145 @@
+"""Both languages say everything, nothing is unused, and the service's sentences are the ones that are translated."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
+from core.data.formats import formats
+from ui import forms
+from ui.i18n import LANGUAGES, Translator
+
+ROOT = Path(__file__).resolve().parents[2]
+STRINGS = {code: json.loads((ROOT / f"ui/i18n/{code}.json").read_text("utf-8")) for code in LANGUAGES}
+SOURCES = [path for path in (ROOT / "ui").rglob("*.py") if path.parent.name != "i18n"]
+
+
+def places(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def literal_keys() -> tuple[set[str], set[str]]:
+    """Keys that stand in the source as they are, and the prefixes of those that are put together there."""
+    whole, prefixes = set(), set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if re.fullmatch(r"[a-z]+\.[a-z0-9_]*[a-z0-9]", node.value):
+                    whole.add(node.value)
+            elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                start = str(node.values[0].value)
+                if re.fullmatch(r"[a-z]+\.[a-z_]*", start):
+                    prefixes.add(start)
+    return whole, prefixes
+
+
+def test_languages_have_the_same_keys_and_the_same_places() -> None:
+    english, chinese = STRINGS["en"], STRINGS["zh"]
+    assert english.keys() == chinese.keys()
+    assert {k for k in english if places(english[k]) != places(chinese[k])} == set()
+    assert {k for code in LANGUAGES for k, text in STRINGS[code].items() if not text.strip()} == set()
+
+
+def test_no_key_is_missing() -> None:
+    whole, _ = literal_keys()
+    sections = {key.split(".")[0] for key in STRINGS["en"]}
+    named = {key for key in whole if key.split(".")[0] in sections}
+    assert len(named) > 150  # the scan itself works
+    assert named - STRINGS["en"].keys() == set()
+
+
+def test_no_key_is_unused() -> None:
+    whole, prefixes = literal_keys()
+    unused = {key for key in STRINGS["en"] if key not in whole and not any(key.startswith(p) for p in prefixes)}
+    assert unused == set()
+
+
+def test_chinese_is_chinese() -> None:
+    same = {key for key in STRINGS["en"] if STRINGS["en"][key] == STRINGS["zh"][key]}
+    # Names that are the same in both languages.
+    allowed = {"choice.float32", "choice.bfloat16", "compare.top_p", "models.hash", "time.days"}
+    allowed |= {key for key in same if key.startswith("field.")}
+    assert same - allowed == set()
+    assert {key for key in same if key.startswith("field.")} <= {
+        "field.lora_alpha", "field.lora_dropout", "field.beta1", "field.beta2", "field.epsilon",
+    }  # fmt: skip
+
+
+def test_every_setting_has_a_label_and_a_chinese_help() -> None:
+    named = {spec.name for spec in forms.fields()}
+    helped = json.loads((ROOT / "ui/i18n/help_zh.json").read_text("utf-8"))
+    assert {f"field.{name}" for name in named} == {key for key in STRINGS["en"] if key.startswith("field.")}
+    assert helped.keys() == named
+    t = Translator("en")
+    for kind in (AdapterConfig, DataConfig, OptimConfig, TrainConfig):
+        for field in dataclasses.fields(kind):
+            if field.name in named:
+                assert t.help(field.name, field.metadata["help"]) == field.metadata["help"]
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_every_format_has_a_name(name: str) -> None:
+    assert f"format.{name}" in STRINGS["en"]
+
+
+def test_unknown_language_and_key_are_refused() -> None:
+    with pytest.raises(ValueError, match="xx"):
+        Translator("xx")
+    with pytest.raises(KeyError):
+        Translator("en")("no.such.key")
+
+
+# -- sentences of the core and the service
+
+
+def templates() -> set[str]:
+    """Every string of core and studio, with {} where an f-string puts a value."""
+    found: set[str] = set()
+    for package in ("core", "studio"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    parts = (str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                    found.add("".join(parts))
+    return found
+
+
+def test_translated_sentences_exist() -> None:
+    """A sentence that was reworded loses its translation; this says which."""
+    sentences = json.loads((ROOT / "ui/i18n/sentences_zh.json").read_text("utf-8"))
+    known = templates()
+    # Sentences that the source puts together from pieces.
+    composed = {
+        "{} is {}; it must be between {} and {}.", "{} is {}; it must be at least {}.",
+        "{} is {}; it must be at most {}.", "Every row fits into {} tokens.", "Nearly every row fits into {} tokens.",
+        "rows with the column {}", "rows with the columns {}",
+    }  # fmt: skip
+    assert {key for key in sentences if key not in known} - composed == set()
+
+
+def test_translations_use_every_value_once() -> None:
+    sentences = json.loads((ROOT / "ui/i18n/sentences_zh.json").read_text("utf-8"))
+    for english, chinese in sentences.items():
+        count = english.count("{}")
+        numbered = sorted(int(number) for number in re.findall(r"\{(\d+)\}", chinese))
+        assert numbered == list(range(count)) if numbered else chinese.count("{}") == count, english
+
+
+def test_sentence_keeps_the_values_in_place() -> None:
+    t = Translator("zh")
+    assert t.sentence("Line 3 of a.csv: two columns are called 'x'.") == "a.csv 第 3 行：有两列都叫 'x'。"
+    assert t.sentence("r is 0; it must be between 1 and 4096.") == "r 的值为 0，必须在 1 与 4096 之间。"
+    assert t.sentence("Nobody translated this.") == "Nobody translated this."
+    assert t.sentence("") == ""
+    assert Translator("en").sentence("Training") == "Training"
+    # A brace in a value is a brace, not a place.
+    assert "{0}" in t.sentence("There is no job {0}.")

@@ -1,0 +1,176 @@
+"""The tabs on an empty studio and on the edge: why Start is disabled, which job is shown, what survives a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from studio.service import Studio
+from studio.views import Check, JobView, PlanView
+from ui.i18n import Translator
+from ui.job_card import failure_box, figures, result_box, verification
+from ui.model_cards import work_cards
+from ui.page import unchecked
+from ui.plan_card import checklist, plan_card, start_label
+from ui.tabs.home import HomeTab
+from ui.tabs.jobs import ACTIONS, JobsTab, _pick
+from ui.tabs.train import PRESETS, TrainTab, _preset_of
+
+
+def job(job_id: str = "j1", **changes: Any) -> JobView:
+    """A job with nothing remarkable about it but `changes`."""
+    plain: dict[str, Any] = {
+        "kind": "train", "name": "run", "state": "queued", "desired": "run", "step": 0, "total_steps": 10,
+        "message": "",
+        "loss": None, "eval_loss": None, "best_eval_loss": None, "best_step": None, "tokens_per_second": None,
+        "eta_s": None, "device": "cpu", "attempt": 1, "created_at": 0.0, "started_at": None, "finished_at": None,
+        "error_what": "", "error_fix": "", "spec": {}, "result": {},
+    }  # fmt: skip
+    return JobView(id=job_id, **{**plain, **changes})
+
+
+def plan(*checks: Check) -> PlanView:
+    return PlanView(
+        checks, 95, 5, 36, 4000, 1_000_000, 100_000_000, None, {"weights": 2**30}, 2**30, 2**32, 2**20, "cpu"
+    )
+
+
+@pytest.fixture
+def blocks() -> Iterator[None]:
+    with gr.Blocks():
+        yield
+
+
+# -- train
+
+
+@pytest.mark.usefixtures("blocks")
+def test_without_data_start_is_disabled_and_says_why(studio: Studio, t: Translator) -> None:
+    tab = TrainTab(studio, t)
+    tab.layout()
+    shown = tab.restored({})
+    assert shown[tab.start].interactive is False
+    assert t("train.no_dataset").rstrip(".。") in shown[tab.start].value
+    assert t("train.no_dataset_fix") in shown[tab.plan]
+
+
+@pytest.mark.usefixtures("blocks")
+def test_a_damaged_draft_is_no_harm(studio: Studio, t: Translator) -> None:
+    tab = TrainTab(studio, t)
+    tab.layout()
+    for draft in (None, [], "x", {"values": {"gone": 3}, "dataset": "gone", "targets": ["gone"]}):
+        shown = tab.restored(draft)  # type: ignore[arg-type]
+        assert shown[tab.inputs["r"]] == 16
+
+
+def test_presets_are_recognised_and_the_middle_one_is_the_default() -> None:
+    for name, (epochs, rank, _) in PRESETS.items():
+        assert _preset_of({"epochs": epochs, "r": rank}) == name
+    assert _preset_of({"epochs": 3, "r": 12}) is None
+    assert PRESETS["balanced"] == (3.0, 16, 0)
+
+
+def test_start_label_names_the_first_error(t: Translator) -> None:
+    warned = plan(Check("warning", "Few rows."), Check("ok", "Fine."))
+    assert start_label(warned, t) == t("train.start")
+    blocked = plan(Check("warning", "Few rows."), Check("error", "Rank 500 is too high."), Check("error", "No disk."))
+    assert "Rank 500 is too high" in start_label(blocked, t)
+
+
+def test_plan_card_tells_figures_and_checks_in_words(t: Translator) -> None:
+    card = plan_card(plan(Check("error", "Bad <b>.", "Mend it.")), {"q_proj": 500_000}, t)
+    for words in ("1.0 M", "1.00 %", t("plan.time_unknown"), "500.0 k", t("level.error"), "Mend it.", "&lt;b&gt;"):
+        assert words in card
+    assert checklist((), t) == '<ul class="checks"></ul>'
+
+
+@pytest.mark.usefixtures("blocks")
+def test_choices_of_an_earlier_process_are_passed_on() -> None:
+    assert unchecked(gr.Dropdown([], label="x")).preprocess("made before the restart") == "made before the restart"
+    with pytest.raises(gr.Error):  # what Gradio does by itself
+        gr.Dropdown([], label="x").preprocess("made before the restart")
+
+
+# -- jobs
+
+
+def test_the_chosen_job_is_shown_else_the_one_at_work_else_the_newest() -> None:
+    jobs = [job("new"), job("busy", state="running"), job("old", state="succeeded")]
+    assert [found.id for wanted in ("old", "", "gone") if (found := _pick(jobs, wanted))] == ["old", "busy", "busy"]
+    newest = _pick([job("new"), job("old")], "")
+    assert newest is not None and newest.id == "new"
+    assert _pick([], "x") is None
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("state", sorted(ACTIONS))
+def test_only_what_a_state_allows_is_offered(studio: Studio, t: Translator, state: str) -> None:
+    tab = JobsTab(studio, t)
+    tab.layout()
+    offered = tab._offered(job(state=state, result={"adapter_id": "a"}))
+    visible = {name for name, button in tab.buttons.items() if offered[button].visible}
+    assert visible == {*ACTIONS[state], *(("compare", "merge") if state == "succeeded" else ())}
+
+
+@pytest.mark.usefixtures("blocks")
+def test_a_job_on_its_way_to_a_stop_can_still_be_cancelled(studio: Studio, t: Translator) -> None:
+    tab = JobsTab(studio, t)
+    tab.layout()
+    offered = tab._offered(job(state="running", desired="stop"))
+    assert offered[tab.buttons["cancel"]].interactive and not offered[tab.buttons["pause"]].interactive
+
+
+@pytest.mark.usefixtures("blocks")
+def test_an_empty_studio_shows_friendly_words_everywhere(studio: Studio, t: Translator) -> None:
+    home, jobs = HomeTab(studio, t), JobsTab(studio, t)
+    home.layout()
+    jobs.layout()
+    assert t("home.no_jobs") in home.live("")[home.board]
+    assert t("home.train_not_ready") in home.live("")[home.board]
+    assert t("home.no_jobs") in jobs.live("gone")[jobs.table]
+
+
+def test_failure_box_tells_cause_and_remedy(t: Translator) -> None:
+    box = failure_box(job(state="failed", error_what="It <broke>.", error_fix="Glue it."), t)
+    assert "It &lt;broke&gt;." in box and "Glue it." in box
+    assert t("jobs.failed") in failure_box(job(state="failed"), t)
+    assert failure_box(job(state="running"), t) == ""
+
+
+def test_result_box_offers_the_download_of_what_was_made(t: Translator) -> None:
+    trained = result_box(job(state="succeeded", result={"adapter_id": "a1"}), t)
+    merged = result_box(
+        job(kind="merge", state="succeeded", result={"model_id": "m1", "verification": {"tokens": 8}}), t
+    )
+    assert 'href="/files/adapter/a1.zip"' in trained and 'href="/files/model/m1.zip"' in merged
+    assert result_box(job(state="running"), t) == ""
+
+
+def test_figures_show_progress_and_time_left(t: Translator) -> None:
+    shown = figures(job(state="running", step=5, eta_s=61.0, started_at=1.0, loss=0.5, message="Training"), t)
+    for words in ('aria-valuenow="50"', t("time.minutes", m=1, s=1), "0.5000", t.sentence("Training")):
+        assert words in shown
+
+
+def test_unknown_kinds_of_jobs_are_shown_by_their_name(t: Translator) -> None:
+    from ui.job_card import job_table
+
+    assert "distill" in job_table([job(kind="distill")], "", t)
+
+
+def test_verification_shows_known_figures_only(t: Translator) -> None:
+    shown = verification({"top1_agreement": 0.9609, "unrounded_difference": 0.00283, "adapter_id": "xyz"}, t)
+    assert "96.1 %" in shown and "0.0028" in shown and "xyz" not in shown
+    assert verification({}, t) == ""
+
+
+def test_work_cards_show_what_is_under_way_and_a_fresh_failure(t: Translator) -> None:
+    assert work_cards([], t) == ""
+    assert work_cards([job(kind="merge", state="succeeded")], t) == ""
+    assert "run" in work_cards([job(kind="merge", state="running")], t)
+    failed = job(kind="merge", state="failed", error_what="No room.")
+    assert "No room." in work_cards([failed], t)
+    assert work_cards([job(kind="merge", state="succeeded"), failed], t) == ""

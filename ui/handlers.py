@@ -1,0 +1,82 @@
+"""How a handler talks to the page: it returns {component: value}; an error becomes a sentence, never a traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from core.errors import StudioError
+from ui.fragments import callout, esc
+from ui.i18n import Translator
+
+log = logging.getLogger(__name__)
+
+Updates = dict[Any, Any]  # component -> its new value or gr.update
+# Handlers are short and must not wait for the same handler of another page, hence no concurrency limit.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+
+
+def guarded(
+    message: gr.HTML, t: Translator, otherwise: Callable[[], Updates] = dict
+) -> Callable[[Callable[..., Updates]], Callable[..., Any]]:
+    """Show a StudioError of the handler in `message` and clear it on success; anything else is logged, and said so.
+
+    `otherwise` gives what else changes on the page when the handler fails.
+    """
+
+    def wrap(handler: Callable[..., Updates]) -> Callable[..., Any]:
+        @wraps(handler)
+        def run(*args: Any, **options: Any) -> Any:
+            try:
+                return {message: "", **handler(*args, **options)}
+            except StudioError as error:
+                return {**otherwise(), message: explain(error, t)}
+            except Exception:
+                log.exception("the page's handler %s failed", handler.__qualname__)
+                return {**otherwise(), message: callout("error", t("error.unexpected"), t("error.unexpected_fix"), t)}
+
+        return run
+
+    return wrap
+
+
+def guarded_stream(message: gr.HTML, t: Translator) -> Callable[[Callable[..., Iterator[Updates]]], Callable[..., Any]]:
+    """`guarded` for a handler that yields its updates."""
+
+    def wrap(handler: Callable[..., Iterator[Updates]]) -> Callable[..., Any]:
+        @wraps(handler)
+        def run(*args: Any, **options: Any) -> Iterator[Any]:
+            try:
+                yield from handler(*args, **options)
+            except StudioError as error:
+                yield {message: explain(error, t)}
+            except Exception:
+                log.exception("the page's handler %s failed", handler.__qualname__)
+                yield {message: callout("error", t("error.unexpected"), t("error.unexpected_fix"), t)}
+
+        return run
+
+    return wrap
+
+
+def explain(error: StudioError, t: Translator) -> str:
+    """The error as a box for the place where it arose, and as a toast for those who look elsewhere."""
+    what = t.sentence(error.what)
+    gr.Warning(esc(what))
+    return callout("error", what, t.sentence(error.fix), t)
+
+
+def only_changed(updates: Updates, seen: gr.State, marks: dict[str, str]) -> Any:
+    """Leave out what the page already shows, so that an idle tick sends nothing; `marks` is the value of `seen`."""
+    new = {str(component._id): _mark(value) for component, value in updates.items()}
+    changed = {c: value for c, value in updates.items() if marks.get(str(c._id)) != new[str(c._id)]}
+    return {**changed, seen: {**marks, **new}} if changed else gr.skip()
+
+
+def _mark(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=12).hexdigest()

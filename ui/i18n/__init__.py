@@ -1,0 +1,73 @@
+"""Every visible string in every language of the page; the JSON files beside this one hold them."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache, lru_cache
+from pathlib import Path
+
+LANGUAGES = {"en": "English", "zh": "中文"}
+LOCALES = {"en": "en", "zh": "zh-CN"}  # what a browser calls them
+
+
+@cache
+def _strings(file_name: str) -> dict[str, str]:
+    return dict(json.loads((Path(__file__).parent / file_name).read_text(encoding="utf-8")))
+
+
+@cache
+def _patterns(file_name: str) -> list[tuple[re.Pattern[str], str]]:
+    """Every known sentence as a pattern, those with the most words of their own first."""
+    known = sorted(_strings(file_name).items(), key=lambda item: -len(item[0].replace("{}", "")))
+    return [(re.compile("(.+?)".join(map(re.escape, key.split("{}"))), re.DOTALL), text) for key, text in known]
+
+
+@lru_cache(maxsize=2048)
+def _translated(english: str, file_name: str) -> str:
+    for pattern, text in _patterns(file_name):
+        match = pattern.fullmatch(english)
+        if match is not None:
+            return _filled(text, match.groups())
+    return english
+
+
+def _filled(text: str, values: tuple[str, ...]) -> str:
+    """`text` with `{}` (in turn) and `{0}` (by number) replaced; any other brace is a brace."""
+    waiting = iter(values)
+    return re.sub(r"\{(\d*)\}", lambda place: values[int(place[1])] if place[1] else next(waiting), text)
+
+
+class Translator:
+    """The strings of one language; calling it with a key gives the text.
+
+    A page is built once per language, because text that the server makes (plans, tables, errors) must follow the
+    chosen language too, which `gr.I18n` cannot do: it translates labels in the browser only.
+    """
+
+    def __init__(self, language: str = "en") -> None:
+        if language not in LANGUAGES:
+            raise ValueError(f"no strings for the language {language!r}")
+        self.language = language
+
+    def __call__(self, key: str, **values: object) -> str:
+        """The text of `key` with `{name}` places filled in; KeyError when the key does not exist."""
+        text = _strings(f"{self.language}.json")[key]
+        return text.format(**values) if values else text
+
+    def known(self, key: str, fallback: str) -> str:
+        """The text of `key`, or `fallback` for what has no translation, such as a format added by a plug-in."""
+        return _strings(f"{self.language}.json").get(key, fallback)
+
+    def sentence(self, english: str) -> str:
+        """A sentence of the core or the service in this language; the English one where no translation fits.
+
+        Those packages know no languages. `sentences_*.json` maps their sentences, with `{}` where a value stands.
+        """
+        if self.language == "en" or not english:
+            return english
+        return _translated(english, f"sentences_{self.language}.json")
+
+    def help(self, field: str, english: str) -> str:
+        """The help of a setting; English comes from the config itself, which stays its one source."""
+        return english if self.language == "en" else _strings(f"help_{self.language}.json").get(field, english)

@@ -1,0 +1,124 @@
+"""The parts of a job's card: figures, failure, result, checkpoints, log, and the table of all jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from studio.views import CheckpointView, JobView
+from ui.fragments import Cell, Row, badge, callout, download, esc, heading, progress, readings, table
+from ui.i18n import Translator
+from ui.quantities import NOTHING, bytes_text, duration_text, loss_text, moment_text, share_text, speed_text
+
+# What a verification tells, in the order of interest, and how each value is written.
+_VERIFIED: Mapping[str, Callable[[Any], str]] = {
+    "top1_agreement": lambda share: share_text(share, 1),
+    "unrounded_difference": lambda value: f"{value:.2g}",
+    "max_logit_difference": lambda value: f"{value:.2g}",
+    "kl_divergence": lambda value: f"{value:.2g}",
+    "tokens": str,
+    "dtype": str,
+    "adapter_sha256": lambda digest: str(digest)[:12],
+}
+_COLUMNS = ("name", "kind", "state", "progress", "loss", "best", "speed", "started")
+
+
+def job_table(jobs: Sequence[JobView], chosen: str, t: Translator) -> str:
+    """All jobs, newest first; a click chooses one."""
+    rows = (Row(_cells(job, t), job.id, job.id == chosen) for job in jobs)
+    return table([t(f"jobs.{name}") for name in _COLUMNS], rows, t("jobs.title"))
+
+
+def _cells(job: JobView, t: Translator) -> list[Cell | str]:
+    bar = f'<div class="tiny"><div style="width:{100 * min(1.0, job.progress):.1f}%"></div></div>'
+    return [
+        job.name,
+        t.known(f"kind.{job.kind}", job.kind),
+        Cell(badge(job.state, t)),
+        Cell(f"{bar}<span>{share_text(job.progress)}</span>", numeric=True),
+        Cell.number(loss_text(job.loss)),
+        Cell.number(loss_text(job.best_eval_loss)),
+        Cell.number(speed_text(job.tokens_per_second)),
+        Cell.number(moment_text(job.started_at)),
+    ]
+
+
+def figures(job: JobView, t: Translator) -> str:
+    """The head of the card: name, state, progress bar and readings."""
+    values = {
+        t("jobs.step"): f"{job.step:,} / {job.total_steps:,}" if job.total_steps else NOTHING,
+        t("jobs.eta"): NOTHING if job.is_over else duration_text(job.eta_s, t),
+        t("jobs.elapsed"): duration_text(_elapsed(job), t),
+    }
+    if job.kind == "train":
+        values |= {
+            t("jobs.loss"): loss_text(job.loss),
+            t("jobs.eval_loss"): loss_text(job.eval_loss),
+            t("jobs.best"): loss_text(job.best_eval_loss),
+            t("jobs.speed"): speed_text(job.tokens_per_second),
+        }
+    now = t(f"desired.{job.desired}") if job.state == "running" and job.desired != "run" else t.sentence(job.message)
+    now = "" if job.is_over else now  # the state says it already
+    under = f'<p class="caption" aria-live="polite">{esc(now)}</p>' if now else ""
+    title = f'<div class="job-head"><h2>{esc(job.name)}</h2>{badge(job.state, t)}<code>{esc(job.id)}</code></div>'
+    return title + progress(job.progress, t("jobs.progress"), "job-progress-bar") + under + readings(values)
+
+
+def _elapsed(job: JobView) -> float | None:
+    if job.started_at is None or (job.finished_at is None and job.state != "running"):
+        return None
+    return max(0.0, (job.finished_at or time.time()) - job.started_at)
+
+
+def failure_box(job: JobView, t: Translator) -> str:
+    """Why a job failed and what to do; nothing for the others."""
+    if job.state != "failed":
+        return ""
+    what = t.sentence(job.error_what) or t("jobs.failed")
+    return callout("error", what, t.sentence(job.error_fix) or t("jobs.failed_fix"), t)
+
+
+def result_box(job: JobView, t: Translator) -> str:
+    """What a finished job made, with its download."""
+    if job.state != "succeeded":
+        return ""
+    if job.kind == "train" and job.result.get("adapter_id"):
+        link = download(t("jobs.download_adapter"), "adapter", str(job.result["adapter_id"]))
+        return callout("ok", t("jobs.done_train"), t("jobs.done_train_next"), t) + f'<p class="links">{link}</p>'
+    if job.kind == "merge" and job.result.get("model_id"):
+        link = download(t("models.download"), "model", str(job.result["model_id"]))
+        checked = verification(job.result.get("verification") or {}, t)
+        return callout("ok", t("jobs.done_merge"), "", t) + checked + f'<p class="links">{link}</p>'
+    return callout("ok", t("jobs.done_model"), "", t) if job.kind == "add_model" else ""
+
+
+def verification(values: Mapping[str, Any], t: Translator) -> str:
+    """How the merged model was checked against base + adapter, as readings with a word on how to take them."""
+    named = {t(f"verify.{name}"): show(values[name]) for name, show in _VERIFIED.items() if name in values}
+    return f'{readings(named)}<p class="caption">{esc(t("verify.note"))}</p>' if named else ""
+
+
+def checkpoint_table(checkpoints: Sequence[CheckpointView], t: Translator) -> str:
+    """The saved states that are kept, the best one marked."""
+    if not checkpoints:
+        return heading(t("jobs.checkpoints"), t("jobs.no_checkpoints"))
+    headers = [t(f"checkpoint.{name}") for name in ("step", "loss", "size", "mark")]
+    rows = (
+        Row((
+            Cell(esc(f"{point.step:,}")), Cell.number(loss_text(point.eval_loss)),
+            Cell.number(bytes_text(point.size_bytes)), Cell(_mark(point, t)),
+        ))
+        for point in checkpoints
+    )  # fmt: skip
+    return heading(t("jobs.checkpoints")) + table(headers, rows, t("jobs.checkpoints"))
+
+
+def _mark(point: CheckpointView, t: Translator) -> str:
+    words = [("★ " + t("checkpoint.best"), point.is_best), (t("checkpoint.last"), point.is_last)]
+    return " ".join(f'<span class="badge">{esc(word)}</span>' for word, on in words if on)
+
+
+def log_box(text: str, t: Translator) -> str:
+    """The end of the worker's log, every character as it stands."""
+    return f'<pre class="log" tabindex="0">{esc(text) if text.strip() else esc(t("jobs.no_log"))}</pre>'

@@ -1,0 +1,56 @@
+"""The plan card: what a run will take, and a checklist that says whether it may start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from core.errors import StudioError
+from studio.views import Check, PlanView
+from ui.fragments import SYMBOLS, callout, esc, readings
+from ui.i18n import Translator
+from ui.plots import memory_bar, target_bars
+from ui.quantities import bytes_text, count_text, duration_text, share_text
+
+
+def plan_card(plan: PlanView, per_target: Mapping[str, int], t: Translator) -> str:
+    """The card's HTML; `per_target` is the number of trainable parameters of every kind of layer."""
+    share = plan.trainable_parameters / plan.total_parameters if plan.total_parameters else 0.0
+    figures = {
+        t("plan.rows"): f"{plan.rows:,}",
+        t("plan.held_out"): f"{plan.validation_rows:,}",
+        t("plan.steps"): f"{plan.steps:,}",
+        t("plan.time"): duration_text(plan.seconds, t) if plan.seconds is not None else t("plan.time_unknown"),
+        t("plan.tokens"): count_text(plan.tokens_per_epoch),
+        t("plan.disk"): bytes_text(plan.disk_bytes),
+    }
+    trainable = t("plan.trainable_value", n=count_text(plan.trainable_parameters), share=share_text(share, 2))
+    return (
+        f'{readings(figures)}<p class="caption">{esc(t("plan.device", name=plan.device))}</p>'
+        f"<h3>{esc(t('plan.memory'))}</h3>"
+        f"{memory_bar(plan.memory, plan.memory_total_bytes, plan.memory_free_bytes, t)}"
+        f'<h3>{esc(t("plan.trainable"))} <b id="trainable-parameters">{esc(trainable)}</b></h3>'
+        f"{target_bars(per_target, t)}"
+        f"<h3>{esc(t('plan.checks'))}</h3>{checklist(plan.checks, t)}"
+    )
+
+
+def checklist(checks: tuple[Check, ...], t: Translator) -> str:
+    """Every check with symbol, level in words and remedy."""
+    lines = "".join(
+        f'<li class="check check-{esc(check.level)}"><i aria-hidden="true">{SYMBOLS.get(check.level, "i")}</i>'
+        f'<span><span class="level">{esc(t(f"level.{check.level}"))}</span> {esc(t.sentence(check.text))} '
+        f'<span class="fix">{esc(t.sentence(check.fix))}</span></span></li>'
+        for check in checks
+    )
+    return f'<ul class="checks">{lines}</ul>'
+
+
+def cannot_plan(error: StudioError, t: Translator) -> str:
+    """What stands in place of the plan while the form has a mistake."""
+    return callout("error", t.sentence(error.what), t.sentence(error.fix), t)
+
+
+def start_label(plan: PlanView, t: Translator) -> str:
+    """The start button's words: what it does, or why it cannot."""
+    blocking = next((check for check in plan.checks if check.level == "error"), None)
+    return t("train.start") if blocking is None else t("train.blocked", reason=t.sentence(blocking.text).rstrip(".。"))

@@ -1,0 +1,212 @@
+"""Jobs: every job in a table, and the chosen one live: curve, progress, log, checkpoints, and what can be done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from core.errors import StudioError
+from studio.views import JobView
+from ui.fragments import DELEGATE, empty, heading
+from ui.handlers import Updates, guarded
+from ui.job_card import checkpoint_table, failure_box, figures, job_table, log_box, result_box
+from ui.page import Page, Tab
+from ui.plots import loss_plot
+
+# What may be asked of a job in each state; the service checks it again.
+ACTIONS = {
+    "queued": ("pause", "cancel"),
+    "running": ("pause", "stop", "cancel"),
+    "paused": ("resume", "cancel"),
+    "failed": ("resume", "delete"),
+    "succeeded": ("delete",),
+    "cancelled": ("delete",),
+}
+_LOG_BYTES = 16_384
+
+
+class JobsTab(Tab):
+    """The table on top, the chosen job under it; both are a function of the job store, so a reload shows the same."""
+
+    id = "jobs"
+
+    def layout(self) -> None:
+        """Table, then the detail of one job."""
+        t = self.t
+        with gr.Column(elem_classes="card"):
+            gr.HTML(heading(t("jobs.title"), t("jobs.text")))
+            self.table = gr.HTML(elem_id="jobs-table", js_on_load=DELEGATE)
+        with gr.Column(elem_classes="card", visible=False, elem_id="job-detail") as self.detail:
+            self.progress = gr.HTML(elem_id="job-progress")
+            self._layout_buttons()
+            self.message = gr.HTML(elem_id="job-message")
+            self.outcome = gr.HTML(elem_id="job-outcome")
+            with gr.Row(elem_classes="split") as self.learning:
+                with gr.Column(scale=7, min_width=320):
+                    self.log_scale = gr.Checkbox(label=t("jobs.log_scale"), elem_id="job-log-scale", container=False)
+                    self.curve = gr.HTML(elem_id="job-curve")
+                with gr.Column(scale=4, min_width=280):
+                    self.checkpoints = gr.HTML(elem_id="job-checkpoints")
+            with gr.Accordion(t("jobs.log"), open=False, elem_id="job-log-box"):
+                self.log = gr.HTML(elem_id="job-log", autoscroll=True, max_height=320)
+            with gr.Accordion(t("jobs.config"), open=False, elem_id="job-config-box"):
+                self.config = gr.Code(
+                    language="yaml", interactive=False, show_label=False, elem_id="job-config", label=t("jobs.config"),
+                    buttons=["copy", "download"], show_line_numbers=False, max_lines=24,
+                )  # fmt: skip
+
+    def _layout_buttons(self) -> None:
+        t = self.t
+        self.buttons: dict[str, gr.Button] = {}
+        with gr.Row(elem_classes="buttons"):
+            for name in ("compare", "merge"):
+                self.buttons[name] = gr.Button(
+                    t(f"jobs.{name}"), variant="primary", size="sm", visible=False, elem_id=f"job-{name}"
+                )
+            for name in ("pause", "resume", "stop", "cancel", "delete"):
+                self.buttons[name] = gr.Button(t(f"jobs.{name}"), size="sm", visible=False, elem_id=f"job-{name}")
+            self.keep = gr.Button(t("confirm.keep"), size="sm", visible=False, elem_id="job-delete-keep")
+            self.sure = gr.Button(
+                t("confirm.delete"), size="sm", variant="stop", visible=False, elem_id="job-delete-sure"
+            )
+
+    @property
+    def live_outputs(self) -> list[Any]:
+        """Everything that depends on the job store."""
+        return [
+            self.table, self.detail, self.progress, self.outcome, self.learning, self.curve, self.checkpoints,
+            self.log, self.config, *self.buttons.values(), self.keep, self.sure,
+        ]  # fmt: skip
+
+    @property
+    def live_inputs(self) -> list[Any]:
+        """How the curve is drawn."""
+        return [self.log_scale]
+
+    def live(self, job_id: str, *inputs: Any) -> Updates:
+        """The table and the chosen job; the one at work, or the newest, when none is chosen or it is gone."""
+        log_scale = bool(inputs and inputs[0])
+        jobs = self.studio.jobs()
+        job = _pick(jobs, job_id)
+        updates: Updates = {self.table: self._table(jobs, job), self.detail: gr.Column(visible=job is not None)}
+        return updates if job is None else {**updates, **self._detail(job, log_scale)}
+
+    def _table(self, jobs: list[JobView], chosen: JobView | None) -> str:
+        if not jobs:
+            return empty(self.t("home.no_jobs"), self.t("home.no_jobs_text"))
+        return job_table(jobs, chosen.id if chosen else "", self.t)
+
+    def _detail(self, job: JobView, log_scale: bool) -> Updates:
+        return {
+            self.progress: figures(job, self.t),
+            self.outcome: failure_box(job, self.t) or result_box(job, self.t),
+            self.learning: gr.Row(visible=job.kind == "train"),
+            self.curve: self._curve(job, log_scale),
+            self.checkpoints: checkpoint_table(self.studio.checkpoints(job.id), self.t) if job.kind == "train" else "",
+            self.log: log_box(self.studio.log_tail(job.id, max_bytes=_LOG_BYTES), self.t),
+            self.config: self._yaml(job),
+            **self._offered(job),
+        }
+
+    def _curve(self, job: JobView, log_scale: bool) -> str:
+        if job.kind != "train":
+            return ""
+        curves = self.studio.metrics(job.id)
+        return loss_plot(curves, self.t, log_y=log_scale, best_step=job.best_step, total_steps=job.total_steps)
+
+    def _yaml(self, job: JobView) -> str:
+        try:
+            return self.studio.job_spec_yaml(job.id)
+        except StudioError as error:  # a job's dataset or model may be gone; its curve still is worth showing
+            return f"# {error}"
+
+    def _offered(self, job: JobView) -> Updates:
+        offered = set(ACTIONS.get(job.state, ()))
+        if job.kind != "train":
+            offered -= {"pause", "stop"}
+        if job.state == "succeeded" and job.result.get("adapter_id"):
+            offered |= {"compare", "merge"}
+        asked = job.state == "running" and job.desired != "run"  # already on its way to a stop
+        updates: Updates = {
+            button: gr.Button(visible=name in offered, interactive=not asked or name == "cancel")
+            for name, button in self.buttons.items()
+        }
+        return {**updates, self.keep: gr.Button(visible=False), self.sure: gr.Button(visible=False)}
+
+    # -- events
+
+    def wire(self, page: Page) -> None:
+        """Connect the table, the buttons and the ways to the next tabs."""
+        safe = guarded(self.message, self.t)
+        outputs = [self.message, page.job, page.seen, *self.live_outputs]
+
+        def choose(event: gr.EventData, log_scale: bool) -> Updates:
+            return {page.job: event.id, page.seen: {}, **self.live(event.id, log_scale)}
+
+        self.listen(self.table.click, safe(choose), [self.log_scale], outputs)
+        for name in ("pause", "resume", "stop", "cancel"):
+            self.listen(self.buttons[name].click, safe(self._asker(name, page)), [page.job], outputs)
+        self.listen(self.log_scale.input, safe(self._rescale), [page.job, self.log_scale], [self.message, self.curve])
+        self._wire_delete(page, outputs)
+        self._wire_next(page)
+
+    def _asker(self, name: str, page: Page) -> Any:
+        def ask(job_id: str) -> Updates:
+            job = self._chosen(job_id)
+            getattr(self.studio, f"{name}_job")(job.id)
+            gr.Info(self.t(f"jobs.{name}_asked"))
+            return {page.job: job.id, page.seen: {}, **self.live(job.id)}
+
+        return ask
+
+    def _wire_delete(self, page: Page, outputs: list[Any]) -> None:
+        asking = [self.buttons["delete"], self.keep, self.sure]
+
+        def confirm(on: bool) -> Updates:
+            shown = gr.Button(visible=on)
+            return {self.buttons["delete"]: gr.Button(visible=not on), self.keep: shown, self.sure: shown}
+
+        def delete(job_id: str) -> Updates:
+            self.studio.delete_job(self._chosen(job_id).id)
+            return {page.job: "", page.seen: {}, **self.live("")}
+
+        self.listen(self.buttons["delete"].click, lambda: confirm(True), [], asking)
+        self.listen(self.keep.click, lambda: confirm(False), [], asking)
+        self.listen(self.sure.click, guarded(self.message, self.t)(delete), [page.job], outputs)
+
+    def _wire_next(self, page: Page) -> None:
+        compare, models = page.each.compare, page.each.models
+        safe = guarded(self.message, self.t)
+
+        def open_compare(job_id: str) -> Updates:
+            adapter = self.studio.adapter(str(self._chosen(job_id).result["adapter_id"]))
+            chosen = compare.choose(adapter.model_id, [adapter.id])
+            return {**page.go("compare"), **chosen}
+
+        def open_merge(job_id: str) -> Updates:
+            adapter_id = str(self._chosen(job_id).result["adapter_id"])
+            return {**page.go("models"), **models.start_merge(adapter_id)}
+
+        self.listen(
+            self.buttons["compare"].click, safe(open_compare), [page.job],
+            [self.message, *page.go_outputs, *compare.choice_outputs],
+        )  # fmt: skip
+        self.listen(
+            self.buttons["merge"].click, safe(open_merge), [page.job],
+            [self.message, *page.go_outputs, *models.merge_outputs], trigger_mode="once",
+        )  # fmt: skip
+
+    def _rescale(self, job_id: str, log_scale: bool) -> Updates:
+        return {self.curve: self._curve(self._chosen(job_id), log_scale)}
+
+    def _chosen(self, job_id: str) -> JobView:
+        """The job on screen, by the same rule as in `live`."""
+        job = _pick(self.studio.jobs(), job_id)
+        return job if job is not None else self.studio.job(job_id)
+
+
+def _pick(jobs: list[JobView], job_id: str) -> JobView | None:
+    running = (job for job in jobs if job.state == "running")
+    usual = next(running, jobs[0] if jobs else None)
+    return next((job for job in jobs if job.id == job_id), usual)

@@ -1,0 +1,332 @@
+"""Train: the form on the left, and on the right a plan that tells what the run will take before it starts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from core.config import TrainConfig
+from core.errors import ConfigError, StudioError
+from studio.service import Studio
+from studio.spec import to_yaml
+from studio.views import ModelView, PlanView, TargetView
+from ui import forms
+from ui.command_line import train_command
+from ui.fragments import esc, heading
+from ui.handlers import Updates, guarded
+from ui.i18n import Translator
+from ui.page import Page, Tab, new_key, remembered, request_key, unchecked
+from ui.plan_card import cannot_plan, plan_card, start_label
+from ui.quantities import count_text
+
+# Presets change how long a run learns and how much it can learn, nothing else: epochs, rank, validations per run.
+PRESETS: dict[str, tuple[float, int, int]] = {"quick": (1.0, 8, 5), "balanced": (3.0, 16, 0), "thorough": (6.0, 32, 40)}
+ATTENTION = "attention"
+Choice = tuple[str, str]  # name and id
+_RUN = "run"  # the section of TrainConfig's own settings
+
+
+class TrainTab(Tab):
+    """Four choices and four numbers in sight, everything else folded; Start says why when it cannot start."""
+
+    id = "train"
+
+    def __init__(self, studio: Studio, t: Translator) -> None:
+        super().__init__(studio, t)
+        # Outside the tab's own context: Gradio fills what is inside a tab only once the tab is opened.
+        self.draft = remembered({}, "train-draft")
+        self.key = request_key("train-key")
+
+    def layout(self) -> None:
+        """Form left, plan right."""
+        self.fields = {spec.name: spec for spec in forms.fields()}
+        self.inputs: dict[str, gr.components.Component] = {}
+        with gr.Row(elem_classes="split"):
+            with gr.Column(scale=7, min_width=340):
+                self._layout_basic()
+                self._layout_targets()
+                self._layout_advanced()
+            with gr.Column(scale=5, min_width=340, elem_classes="card sticky"):
+                self._layout_plan()
+
+    def _layout_basic(self) -> None:
+        t = self.t
+        with gr.Column(elem_classes="card"):
+            gr.HTML(heading(t("train.title"), t("train.text")))
+            with gr.Row():
+                self.dataset = unchecked(
+                    gr.Dropdown([], label=t("train.dataset"), elem_id="train-dataset", filterable=False)
+                )
+                self.model = unchecked(gr.Dropdown([], label=t("train.model"), elem_id="train-model", filterable=False))
+            with gr.Row():
+                self.name = gr.Textbox(
+                    label=t("train.name"),
+                    placeholder=t("train.name_hint"),
+                    elem_id="train-name",
+                    max_length=120,
+                    scale=2,
+                )
+                presets = [(t(f"preset.{name}"), name) for name in PRESETS]
+                self.preset = gr.Radio(
+                    presets, value="balanced", label=t("train.preset"), elem_id="train-preset", scale=3
+                )
+            with gr.Row(elem_classes="numbers"):
+                for spec in self.fields.values():
+                    if spec.basic:
+                        self.inputs[spec.name] = forms.component(spec, t)
+
+    def _layout_targets(self) -> None:
+        t = self.t
+        with gr.Column(elem_classes="card"):
+            gr.HTML(heading(t("train.targets_title"), t("train.targets_text")))
+            self.targets = unchecked(
+                gr.CheckboxGroup(
+                    [], label=t("train.targets"), elem_id="train-targets", elem_classes="targets", show_label=False
+                )
+            )
+            with gr.Row(elem_classes="buttons"):
+                self.all_linear = gr.Button(t("train.all_linear"), elem_id="train-all-linear", size="sm")
+                self.attention = gr.Button(t("train.attention_only"), elem_id="train-attention-only", size="sm")
+
+    def _layout_advanced(self) -> None:
+        t = self.t
+        with gr.Accordion(t("train.advanced"), open=False, elem_id="train-advanced", elem_classes="card"):
+            for section in ("", "data", "optim", "adapter"):
+                gr.HTML(f"<h3>{esc(t(f'train.section_{section or _RUN}'))}</h3>")
+                with gr.Row(elem_classes="numbers"):
+                    for spec in self.fields.values():
+                        if spec.section == section and not spec.basic:
+                            self.inputs[spec.name] = forms.component(spec, t)
+
+    def _layout_plan(self) -> None:
+        t = self.t
+        gr.HTML(heading(t("plan.title"), t("plan.text")))
+        self.plan = gr.HTML(elem_id="train-plan")
+        self.message = gr.HTML(elem_id="train-message")
+        self.start = gr.Button(t("train.start"), variant="primary", size="lg", elem_id="train-start")
+        with gr.Accordion(t("train.same_elsewhere"), open=False, elem_id="train-export"):
+            self.command = gr.Code(
+                label=t("train.command"), language="shell", interactive=False, lines=2, elem_id="train-command",
+                buttons=["copy"], show_line_numbers=False, wrap_lines=True,
+            )  # fmt: skip
+            self.yaml = gr.Code(
+                label=t("train.yaml"), language="yaml", interactive=False, elem_id="train-yaml", max_lines=18,
+                buttons=["copy", "download"], show_line_numbers=False,
+            )  # fmt: skip
+
+    # -- events
+
+    @property
+    def form(self) -> list[Any]:
+        """The inputs of every form handler: dataset, model, name, targets, then the settings."""
+        return [self.dataset, self.model, self.name, self.targets, *self.inputs.values()]
+
+    @property
+    def plan_outputs(self) -> list[Any]:
+        """What a change of the form renews."""
+        return [self.plan, self.start, self.command, self.yaml, self.preset, self.message]
+
+    def wire(self, page: Page) -> None:
+        """Connect form, plan and start."""
+        safe = guarded(self.message, self.t)
+        plan = safe(self._plan)
+        inputs: list[Any] = list(self.inputs.values())
+        changes = [part.change for part in (self.dataset, self.name, self.targets, *inputs)]
+        self.listen(self._on(changes), plan, self.form, self.plan_outputs, trigger_mode="always_last")
+        choices = [self.targets, *self.plan_outputs]
+        self.listen(self.model.change, safe(self._model_chosen), self.form, choices)
+        self._wire_choices()
+        self._wire_draft(changes)
+        self._wire_start(page)
+
+    def _wire_choices(self) -> None:
+        preset = [self.inputs["epochs"], self.inputs["r"], self.inputs["eval_every"]]
+        self.listen(self.all_linear.click, lambda model: self._tick(model, ""), [self.model], [self.targets])
+        self.listen(self.attention.click, lambda model: self._tick(model, ATTENTION), [self.model], [self.targets])
+        self.listen(self.preset.input, self._preset, [self.preset, *self.form], preset)
+
+    def _wire_draft(self, changes: list[Any]) -> None:
+        """Keep the form in the browser, without a word to the server, once the last draft has been restored."""
+        # Only what differs from the defaults is kept, so that a later version's defaults come through.
+        usual = json.dumps({name: self.fields[name].default for name in self.inputs})
+        script = (
+            "(draft, dataset, model, name, targets, ...values) => { if (!window.loraStudioRestored) return draft;"
+            f" const usual = {usual}; const filled = Object.keys(usual).map((key, place) => [key, values[place]]);"
+            " const changed = Object.fromEntries(filled.filter(([key, value]) => value !== usual[key]));"
+            " return {dataset, model, name, targets, values: changed}; }"
+        )
+        options = {"js": script, "show_progress": "hidden", "api_visibility": "private"}
+        gr.on(changes, None, inputs=[self.draft, *self.form], outputs=[self.draft], **options)
+
+    def _wire_start(self, page: Page) -> None:
+        safe = guarded(self.message, self.t)
+        jobs = page.each.jobs
+        started = [self.key, self.message, page.job, *page.go_outputs, *jobs.live_outputs]
+
+        def start(key: str, *form: Any) -> Updates:
+            job_id = self._start(key, form)
+            return {
+                self.key: new_key(), page.job: job_id, **page.go("jobs"), **jobs.live(job_id),
+            }  # fmt: skip
+
+        # One click at a time, and the key makes even a click that slips through the same job.
+        self.listen(
+            self.start.click,
+            safe(start),
+            [self.key, *self.form],
+            started,
+            trigger_mode="once",
+            show_progress="minimal",
+            show_progress_on=[self.start],
+        )
+
+    def _on(self, triggers: list[Any]) -> Any:
+        def register(handler: Any, **options: Any) -> Any:
+            return gr.on(triggers, handler, **options)
+
+        return register
+
+    # -- filling the form
+
+    def restored(self, draft: dict[str, Any]) -> Updates:
+        """The whole form as this browser left it, for a page that just loaded; the newest data where there is none."""
+        draft = draft if isinstance(draft, dict) else {}
+        kept, name = draft.get("values", {}), draft.get("name", "")
+        values = {key: kept.get(key, self.fields[key].default) for key in self.inputs}
+        datasets, models = self._choices()
+        dataset = _known_or_first(draft.get("dataset"), datasets)
+        model = _known_or_first(draft.get("model"), models)
+        wanted = draft.get("targets") if draft.get("model") == model else None
+        group, ticked = self._targets_of(self._model(model), wanted)
+        return {
+            **self.refreshed(dataset, model), self.targets: group, self.name: name,
+            **{self.inputs[key]: value for key, value in values.items()},
+            **self._plan(dataset, model, name, ticked, *values.values()),
+        }  # fmt: skip
+
+    def refreshed(self, dataset_id: str | None, model_id: str | None) -> Updates:
+        """Today's datasets and models to choose from; what was chosen stays. What was typed is left alone."""
+        datasets, models = self._choices()
+        return {
+            self.dataset: gr.Dropdown(datasets, value=_known_or_first(dataset_id, datasets)),
+            self.model: gr.Dropdown(models, value=_known_or_first(model_id, models)),
+        }
+
+    def _choices(self) -> tuple[list[Choice], list[Choice]]:
+        models = sorted(self.studio.models(), key=lambda model: model.kind != "base")
+        return [(item.name, item.id) for item in self.studio.datasets()], [(item.name, item.id) for item in models]
+
+    @property
+    def restored_outputs(self) -> list[Any]:
+        """The components that `restored` fills."""
+        return [*self.form, *self.plan_outputs]
+
+    def _model(self, model_id: str | None) -> ModelView | None:
+        return next((model for model in self.studio.models() if model.id == model_id), None)
+
+    def _targets_of(self, model: ModelView | None, wanted: list[str] | None) -> tuple[gr.CheckboxGroup, list[str]]:
+        targets = model.targets if model else ()
+        ticked = [target.name for target in targets if target.selected_by_default]
+        if wanted is not None:
+            ticked = [target.name for target in targets if target.name in wanted]
+        choices = [(self._target_label(target), target.name) for target in targets]
+        return gr.CheckboxGroup(choices, value=ticked), ticked
+
+    def _target_label(self, target: TargetView) -> str:
+        shapes = ", ".join(f"{inner:,}→{outer:,}" for inner, outer in target.shapes[:2])
+        more = "…" if len(target.shapes) > 2 else ""
+        return f"{target.name} · {shapes}{more} · ×{target.count} · {count_text(target.parameters)}"
+
+    def _model_chosen(self, dataset: str, model: str, name: str, targets: list[str], *values: Any) -> Updates:
+        chosen = self._model(model)
+        fits = chosen is not None and bool(targets) and set(targets) <= {target.name for target in chosen.targets}
+        group, ticked = self._targets_of(chosen, targets if fits else None)
+        return {self.targets: group, **self._plan(dataset, model, name, ticked, *values)}
+
+    def _tick(self, model_id: str, group: str) -> Updates:
+        model = self._model(model_id)
+        targets = model.targets if model else ()
+        chosen = [x.name for x in targets if (x.group == group if group else x.selected_by_default)]
+        return {self.targets: chosen}
+
+    def _preset(self, name: str, *form: Any) -> Updates:
+        epochs, rank, evaluations = PRESETS[name]
+        every = 0
+        if evaluations:
+            dataset, model, run, targets, *values = form
+            settings = {**dict(zip(self.inputs, values, strict=True)), "epochs": epochs, "r": rank, "eval_every": 0}
+            plan = self._try_plan(dataset, model, run, targets, settings)
+            every = max(1, round(plan.steps / evaluations)) if isinstance(plan, PlanView) else 0
+        return {self.inputs["epochs"]: epochs, self.inputs["r"]: rank, self.inputs["eval_every"]: every}
+
+    # -- planning and starting
+
+    def _config(self, model_id: str | None, ticked: list[str], settings: dict[str, Any]) -> TrainConfig:
+        model = self._model(model_id)
+        usual = {x.name for x in model.targets if x.selected_by_default} if model else set()
+        # The word keeps its meaning when the spec is run again on another model; a list of names would not.
+        targets: Any = "all-linear" if usual and set(ticked or ()) == usual else list(ticked or ())
+        return forms.config_from(settings, targets)
+
+    def _try_plan(
+        self, dataset: str | None, model: str | None, name: str, ticked: list[str], settings: dict[str, Any]
+    ) -> PlanView | StudioError:
+        try:
+            if not dataset or not model:
+                missing = "dataset" if not dataset else "model"
+                return ConfigError(self.t(f"train.no_{missing}"), self.t(f"train.no_{missing}_fix"))
+            return self.studio.plan(model, dataset, self._config(model, ticked, settings))
+        except StudioError as error:
+            return error
+
+    def _plan(self, dataset: str | None, model: str | None, name: str, ticked: list[str], *values: Any) -> Updates:
+        settings = dict(zip(self.inputs, values, strict=True))
+        plan = self._try_plan(dataset, model, name, ticked, settings)
+        if not isinstance(plan, PlanView):
+            label = self.t("train.blocked", reason=self.t.sentence(plan.what).rstrip(".。"))
+            return {
+                self.plan: cannot_plan(plan, self.t), self.start: gr.Button(label, interactive=False),
+                self.command: "", self.yaml: "", self.preset: _preset_of(settings), self.message: "",
+            }  # fmt: skip
+        config = self._config(model, ticked, settings)
+        per_target = self._trainable(model, ticked, config.adapter.r)
+        return {
+            self.plan: plan_card(plan, per_target, self.t),
+            self.start: gr.Button(start_label(plan, self.t), interactive=plan.can_start),
+            self.command: train_command(
+                model or "", dataset or "", name or "", config.adapter.target_modules, settings
+            ),
+            self.yaml: to_yaml(name or "", model or "", dataset or "", config),
+            self.preset: _preset_of(settings),
+            self.message: "",
+        }
+
+    def _trainable(self, model_id: str | None, ticked: list[str], rank: int) -> dict[str, int]:
+        model = self._model(model_id)
+        targets = [x for x in model.targets if x.name in (ticked or ())] if model else []
+        # Two matrices a layer, r x in and out x r; kinds with several shapes share their count evenly.
+        return {x.name: x.count * rank * sum(a + b for a, b in x.shapes) // max(1, len(x.shapes)) for x in targets}
+
+    def _start(self, key: str, form: tuple[Any, ...]) -> str:
+        dataset, model, name, ticked, *values = form
+        if not dataset or not model:
+            missing = "dataset" if not dataset else "model"
+            raise ConfigError(self.t(f"train.no_{missing}"), self.t(f"train.no_{missing}_fix"))
+        config = self._config(model, ticked, dict(zip(self.inputs, values, strict=True)))
+        job = self.studio.train(model, dataset, config, name=(name or "").strip(), idempotency_key=key)
+        gr.Info(self.t("train.started"))
+        return job.id
+
+
+def _preset_of(settings: dict[str, Any]) -> str | None:
+    """The preset that the settings are those of, so that the form never names one that it does not follow."""
+    wanted = (settings["epochs"], settings["r"])
+    return next((name for name, (epochs, rank, _) in PRESETS.items() if (epochs, rank) == wanted), None)
+
+
+def _known_or_first(wanted: str | None, choices: list[Choice]) -> str | None:
+    """The wanted id if it can still be chosen, else the first one."""
+    known = [item for _, item in choices]
+    return wanted if wanted in known else known[0] if known else None
