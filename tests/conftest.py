@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STARTER_CACHE = REPOSITORY / ".cache" / "starter"
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--no-first-run"]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -43,3 +47,22 @@ def starter_folder() -> Path:
 def samples() -> Path:
     """The folder of the sample datasets."""
     return REPOSITORY / "assets" / "datasets"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The system's Chromium; a reason to skip only where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine; on Debian: apt-get install chromium")
+    return executable
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Any]:
+    """The one driver of a test run: playwright refuses a second one in the same process."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        yield driver

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import CHROMIUM_FLAGS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--no-first-run"]
 START_TIMEOUT_S = 90.0
 
 
@@ -111,17 +111,11 @@ def serve_with_model(workspace: Path, starter_folder: Path) -> subprocess.Popen[
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The system's Chromium; a reason to skip only where there is none."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on this machine; on Debian: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
+def browser(playwright: Any, chromium: str) -> Iterator[Any]:
+    """The system's Chromium as a user starts it."""
+    launched = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+    yield launched
+    launched.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import sys
 import threading
@@ -22,11 +21,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from studio.guard import Guard
+from tests.conftest import CHROMIUM_FLAGS
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium"),
-]
+pytestmark = pytest.mark.browser
 ATTACKS = {
     "no-cors post": "await fetch(T + '/run', {method: 'POST', mode: 'no-cors', body: 'x'})",
     "cors post": "await fetch(T + '/run', {method: 'POST', headers: {'content-type': 'application/json'}, body: '{}'})",
@@ -111,22 +108,15 @@ def attacker() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
+def browser(playwright: Any, chromium: str) -> Iterator[Any]:
     rules = "MAP evil.example 127.0.0.1, MAP rebound.example 127.0.0.1"
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            # The browser's own guard of local networks is switched off: ours must do without it.
-            args=[
-                "--no-sandbox",
-                f"--host-resolver-rules={rules}",
-                "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests",
-            ],
-        )
-        yield launched
-        launched.close()
+    # The browser's own guard of local networks is switched off: ours must do without it.
+    unguarded = "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests"
+    launched = playwright.chromium.launch(
+        executable_path=chromium, args=[*CHROMIUM_FLAGS, f"--host-resolver-rules={rules}", unguarded]
+    )
+    yield launched
+    launched.close()
 
 
 def test_without_the_guard_the_same_attacks_come_through(browser: Any, attacker: Served) -> None:
