@@ -6,13 +6,13 @@ of each layer and token; the factors are those counted for Llama-shaped layers, 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from core.config import AdapterConfig, TrainConfig
+from core.selection import trainable_parameters
 
 if TYPE_CHECKING:
-    from core.models import ModelInfo, Target
+    from core.models import ModelInfo
 
 LOGIT_CHUNK_BYTES = 1 << 28  # float32 logits that the loss holds at once
 LOGIT_COPIES = 3  # logits, their log-softmax, their gradient
@@ -48,34 +48,3 @@ def _kept_per_token(info: ModelInfo, adapter: AdapterConfig) -> int:
     inner = info.intermediate_size or 4 * info.hidden_size  # GPT-2 leaves it out and means this
     kept = HIDDEN_KEPT * info.hidden_size + INNER_KEPT * inner
     return kept + (HIDDEN_DROPPED * info.hidden_size + INNER_DROPPED * inner if adapter.lora_dropout else 0)
-
-
-def trainable_parameters(info: ModelInfo, adapter: AdapterConfig) -> int:
-    """Parameters that a LoRA of these settings trains: sum of r * (in + out), and modules_to_save whole."""
-    chosen = [target for target in info.targets if is_selected(target, adapter)]
-    saved = [target for target in info.targets if target.name in adapter.modules_to_save]
-    lora = sum(target.lora_parameters(rank_of(target, adapter)) for target in chosen if target not in saved)
-    return lora + sum(target.parameters for target in saved)
-
-
-def is_selected(target: Target, adapter: AdapterConfig) -> bool:
-    """Whether `target_modules` means these layers; a regular expression that names some of them counts for all."""
-    if _is_named(target, adapter.exclude_modules):
-        return False
-    if adapter.target_modules == "all-linear":
-        return target.is_linear
-    return _is_named(target, adapter.target_modules)
-
-
-def _is_named(target: Target, wanted: str | tuple[str, ...]) -> bool:
-    if isinstance(wanted, str):
-        return re.search(rf"(?<![A-Za-z0-9_]){re.escape(target.name)}(?![A-Za-z0-9_])", wanted) is not None
-    return any(entry.rpartition(".")[2] == target.name for entry in wanted)
-
-
-def rank_of(target: Target, adapter: AdapterConfig) -> int:
-    """The rank of these layers after `rank_pattern`."""
-    for key, rank in adapter.rank_pattern.items():
-        if key.rpartition(".")[2] == target.name:
-            return rank
-    return adapter.r

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from core.config import AdapterConfig, TrainConfig
-from core.memory import estimate_memory, rank_of
+from core.memory import estimate_memory
 from core.models import ModelInfo, Target
 from core.schedule import StepPlan, plan_steps, suggest_learning_rate
+from core.selection import selected_targets, trainable_parameters
 from studio.views import Check, DeviceView, PlanView
 
 CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
@@ -39,8 +39,8 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     steps = plan_steps(facts.rows - validation, config, validation, longest)
     lengths = [min(length, longest) for length in facts.lengths] or [0]
     tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows)
-    targets = matching_targets(facts.info, config.adapter)
-    trainable = sum(target.lora_parameters(rank_of(target, config.adapter)) for target in targets)
+    targets = selected_targets(facts.info, config.adapter)
+    trainable = trainable_parameters(facts.info, config.adapter)
     memory = estimate_memory(facts.info, config, steps.micro_batch_size, longest, _dtype(facts, config))
     total = sum(memory.values())
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
@@ -66,39 +66,6 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
         disk_bytes=disk,
         device=facts.device.name,
     )
-
-
-def matching_targets(info: ModelInfo, config: AdapterConfig) -> tuple[Target, ...]:
-    """The layers that get an adapter, by PEFT's rules: 'all-linear', name endings, or a regular expression."""
-    wanted = config.target_modules
-    if wanted == "all-linear":
-        chosen = info.linear_targets()
-    else:
-        chosen = tuple(part for target in info.targets if (part := _part(target, wanted)).count)
-    return tuple(part for target in chosen if (part := _without(target, config.exclude_modules)).count)
-
-
-def _part(target: Target, wanted: str | tuple[str, ...]) -> Target:
-    return _keep(target, [_matches(path, wanted) for path in target.paths])
-
-
-def _without(target: Target, excluded: str | tuple[str, ...]) -> Target:
-    return _keep(target, [not (excluded and _matches(path, excluded)) for path in target.paths])
-
-
-def _keep(target: Target, flags: Sequence[bool]) -> Target:
-    shapes = tuple(shape for shape, flag in zip(target.shapes, flags, strict=True) if flag)
-    paths = tuple(path for path, flag in zip(target.paths, flags, strict=True) if flag)
-    return Target(target.name, target.group, shapes, paths)
-
-
-def _matches(path: str, wanted: str | tuple[str, ...]) -> bool:
-    if isinstance(wanted, str):
-        try:
-            return re.fullmatch(wanted, path) is not None
-        except re.error:
-            return False
-    return any(path == name or path.endswith(f".{name}") for name in wanted)
 
 
 def _max_length(facts: Facts, config: TrainConfig) -> int:

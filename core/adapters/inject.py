@@ -12,9 +12,10 @@ from torch import nn
 
 from core.adapters.base import LayerSettings, adapter_dtype, adapters, layer_size, method_options
 from core.adapters.host import AdaptedModule, Replacement
-from core.adapters.targets import base_modules, check_every_entry, find_saved, find_targets, pattern_value
+from core.adapters.targets import base_modules, check_every_entry, find_saved, find_targets
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
+from core.selection import pattern_value
 
 _RECORD = "_lora_studio_adapters"  # attribute of the model that holds its ModelAdapters
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TypeVar
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -13,11 +11,10 @@ from transformers.pytorch_utils import Conv1D
 from core.adapters.host import AdaptedModule
 from core.config import AdapterConfig
 from core.errors import ConfigError
+from core.selection import ALL_LINEAR, endings, is_saved, matches
 
-ALL_LINEAR = "all-linear"
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
 CLASSIFIER_NAMES = ("classifier", "score")  # the heads of transformers' classification models
-V = TypeVar("V")
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -35,27 +32,6 @@ def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, n
         yield path, module
     for name, child in module.named_children():
         yield from _walk(child, f"{path}.{name}" if path else name, seen)
-
-
-def matches(name: str, wanted: str | Collection[str]) -> bool:
-    """PEFT's rule: a string is a regular expression for the whole name; an entry of a list is the name or its end."""
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
-    return any(ending in wanted for ending in _endings(name))
-
-
-def _endings(name: str) -> list[str]:
-    """The name and what follows each of its dots: "a.b.c", "b.c", "c"."""
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts))]
-
-
-def pattern_value(pattern: Mapping[str, V], name: str, default: V) -> V:
-    """The value of the first key that fits the end of `name`, as PEFT reads rank_pattern and alpha_pattern."""
-    try:
-        return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
-    except re.error as error:
-        raise _bad_pattern(error) from None
 
 
 def find_saved(modules: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:
@@ -77,10 +53,7 @@ def find_targets(
     Raises ConfigError when a pattern is not a regular expression and, unless `check` is False, when nothing matches or
     a match is of a kind that cannot be adapted.
     """
-    try:
-        found = _match(model, modules, config)
-    except re.error as error:
-        raise _bad_pattern(error) from None
+    found = _match(model, modules, config)
     if not check:
         return found
     if not found:
@@ -94,9 +67,9 @@ def check_every_entry(modules: Mapping[str, nn.Module], config: AdapterConfig) -
     """Raise ConfigError for an entry of `target_modules` that matches nothing: most likely a slip of the pen."""
     if isinstance(config.target_modules, str):
         return
-    endings = {ending for path in modules for ending in _endings(path)}
+    known = {ending for path in modules for ending in endings(path)}
     for entry in config.target_modules:
-        if entry not in endings:
+        if entry not in known:
             raise _no_match("target_modules", (entry,), modules)
 
 
@@ -112,7 +85,7 @@ def _match(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterCo
         for path in modules
         if matches(path, targets)
         and not (excluded and matches(path, excluded))
-        and not any(f".{entry}." in f".{path}." for entry in config.modules_to_save)
+        and not is_saved(path, config.modules_to_save)
     ]
 
 
@@ -152,10 +125,6 @@ def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
             f"{path!r} is part of a MultiheadAttention, which reads its weight directly and would ignore an adapter.",
             "Leave it out.",
         )
-
-
-def _bad_pattern(error: re.error) -> ConfigError:
-    return ConfigError(f"{error.pattern!r} is not a regular expression: {error}.", "Correct it.")
 
 
 def _no_match(setting: str, wanted: str | Sequence[str], modules: Mapping[str, nn.Module]) -> ConfigError:

@@ -24,6 +24,7 @@ from core.export.peft_config import (
     target_paths,
     weights_file,
 )
+from core.selection import ALL_LINEAR, pattern_value
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,7 @@ def _config_values(model: nn.Module, name: str, base_model: str) -> dict[str, ob
 
 def _portable_targets(model: nn.Module, config: AdapterConfig, targets: list[str]) -> str | list[str]:
     """Explicit targets as they were given; 'all-linear' as the short names when these mean the same, else as paths."""
-    from core.adapters.targets import ALL_LINEAR, base_modules, find_targets
+    from core.adapters.targets import base_modules, find_targets
 
     if config.target_modules != ALL_LINEAR:
         return config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
@@ -102,8 +103,6 @@ def _portable_pattern(pattern: Mapping[str, P], default: P, targets: list[str]) 
 
     Where sorting would change a layer's value, every layer is named by its whole path.
     """
-    from core.adapters.targets import pattern_value
-
     ordered = dict(sorted(pattern.items()))
     values = {path: pattern_value(pattern, path, default) for path in targets}
     if all(pattern_value(ordered, path, default) == value for path, value in values.items()):

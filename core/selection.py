@@ -1,0 +1,99 @@
+"""Which layers an adapter goes on, by PEFT's rules for names, and how many parameters that trains. Torch-free.
+
+The trainer applies the rules to a loaded model (`core/adapters/targets.py`); a form and a plan apply the same ones to
+what the weight files say, so that both count alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from core.config import AdapterConfig
+    from core.models import ModelInfo, Target
+
+ALL_LINEAR = "all-linear"
+V = TypeVar("V")
+
+
+def matches(name: str, wanted: str | Collection[str]) -> bool:
+    """PEFT's rule: a string is a regular expression for the whole name; an entry of a list is the name or its end.
+
+    Raises ConfigError when the string is not a regular expression.
+    """
+    if isinstance(wanted, str):
+        try:
+            return re.fullmatch(wanted, name) is not None
+        except re.error as error:
+            raise _bad_pattern(error) from None
+    return any(ending in wanted for ending in endings(name))
+
+
+def endings(name: str) -> list[str]:
+    """The name and what follows each of its dots: "a.b.c", "b.c", "c"."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def pattern_value(pattern: Mapping[str, V], name: str, default: V) -> V:
+    """The value of the first key that fits the end of `name`, as PEFT reads rank_pattern and alpha_pattern.
+
+    Raises ConfigError when a key is not a regular expression.
+    """
+    try:
+        return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    except re.error as error:
+        raise _bad_pattern(error) from None
+
+
+def is_saved(path: str, entries: Collection[str]) -> bool:
+    """Whether `modules_to_save` names this module or one around it, which is then trained whole."""
+    return any(f".{entry}." in f".{path}." for entry in entries)
+
+
+def selected_targets(info: ModelInfo, adapter: AdapterConfig) -> tuple[Target, ...]:
+    """The layers of a model that get an adapter; a target keeps those of its layers that are meant.
+
+    Raises ConfigError when a pattern is not a regular expression.
+    """
+    is_all = isinstance(adapter.target_modules, str) and adapter.target_modules.lower() == ALL_LINEAR
+
+    def is_selected(target: Target, path: str) -> bool:
+        return (
+            (target.is_linear if is_all else matches(path, adapter.target_modules))
+            and not (adapter.exclude_modules and matches(path, adapter.exclude_modules))
+            and not is_saved(path, adapter.modules_to_save)
+        )
+
+    parts = (_keep(target, [is_selected(target, path) for path in target.paths]) for target in info.targets)
+    return tuple(part for part in parts if part.count)
+
+
+def trainable_parameters(info: ModelInfo, adapter: AdapterConfig) -> int:
+    """Parameters that a LoRA of these settings trains: the sum of r (in + out), and `modules_to_save` whole.
+
+    What the weight files do not list is not counted: norms, and the head of a model that ties it to its embedding.
+    """
+    lora = sum(
+        pattern_value(adapter.rank_pattern, path, adapter.r) * sum(shape)
+        for target in selected_targets(info, adapter)
+        for path, shape in zip(target.paths, target.shapes, strict=True)
+    )
+    whole = (
+        _keep(target, [is_saved(path, adapter.modules_to_save) for path in target.paths]) for target in info.targets
+    )
+    return lora + sum(part.parameters for part in whole)
+
+
+def _keep(target: Target, flags: list[bool]) -> Target:
+    kept = [pair for pair, flag in zip(zip(target.shapes, target.paths, strict=True), flags, strict=True) if flag]
+    return replace(target, shapes=tuple(shape for shape, _ in kept), paths=tuple(path for _, path in kept))
+
+
+def _bad_pattern(error: re.error) -> ConfigError:
+    return ConfigError(f"{error.pattern!r} is not a regular expression: {error}.", "Correct it.")

@@ -1,0 +1,58 @@
+"""The layers a plan counts, from names alone, are those that the trainer adapts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.adapters import adapter_parameters, inject
+from core.config import AdapterConfig
+from core.errors import ConfigError
+from core.models import inspect_model
+from core.selection import selected_targets, trainable_parameters
+from tests.core.toy import toy_gpt2, toy_llama
+
+ADAPTERS = [
+    AdapterConfig(r=4),
+    AdapterConfig(r=2, target_modules=("q_proj", "v_proj")),
+    AdapterConfig(r=2, target_modules=("self_attn.q_proj", "embed_tokens")),
+    AdapterConfig(r=2, target_modules=r".*\.(q_proj|down_proj)"),
+    AdapterConfig(r=2, target_modules=r".*layers\.1\..*_proj"),
+    AdapterConfig(r=2, exclude_modules=("down_proj",)),
+    AdapterConfig(r=2, exclude_modules=r".*layers\.0\..*"),
+    AdapterConfig(r=2, rank_pattern={"q_proj": 8}),
+    AdapterConfig(r=2, rank_pattern={r"layers\.1\.mlp\.up_proj": 5, "up_proj": 3}),
+    AdapterConfig(r=2, target_modules=("q_proj",), modules_to_save=("lm_head",)),
+    AdapterConfig(r=2, modules_to_save=("v_proj",)),
+]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=range(len(ADAPTERS)))
+@pytest.mark.parametrize("make", [lambda: toy_llama(tie_word_embeddings=False), toy_llama], ids=["untied", "tied"])
+def test_counts_are_those_of_the_injected_model(make: Any, adapter: AdapterConfig, tmp_path: Path) -> None:
+    model = make()
+    if model.config.tie_word_embeddings and adapter.modules_to_save == ("lm_head",):
+        return  # the weight files of a tied model have no head to count
+    model.save_pretrained(tmp_path)
+    info = inspect_model(tmp_path)
+    injected = inject(model, adapter)
+    assert trainable_parameters(info, adapter) == sum(p.numel() for p in adapter_parameters(model))
+    paths = {path for target in selected_targets(info, adapter) for path in target.paths}
+    assert paths == set(injected)
+
+
+def test_conv1d_counts_too(tmp_path: Path) -> None:
+    model = toy_gpt2()
+    model.save_pretrained(tmp_path)
+    inject(model, AdapterConfig(r=2))
+    counted = trainable_parameters(inspect_model(tmp_path), AdapterConfig(r=2))
+    assert counted == sum(p.numel() for p in adapter_parameters(model))
+
+
+@pytest.mark.parametrize("adapter", [AdapterConfig(target_modules="(q_proj"), AdapterConfig(exclude_modules="(q_proj")])
+def test_a_broken_pattern_is_named(adapter: AdapterConfig, tmp_path: Path) -> None:
+    toy_llama().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        selected_targets(inspect_model(tmp_path), adapter)
