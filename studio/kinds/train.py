@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from core.train import StepMetrics, Trainer
 
 logger = logging.getLogger(__name__)
+NAMED_ROWS = 20  # of those left out, in the log
 
 
 @job_kind("train")
@@ -59,7 +60,15 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow) -> Train
     context.say(f"Tokenising {len(dataset):,} rows")
     from core.train import Trainer
 
-    return Trainer(loaded, tokenizer, dataset, config, progress=lambda done, total: context.glance())
+    trainer = Trainer(loaded, tokenizer, dataset, config, progress=lambda done, total: context.glance())
+    _log_left_out(trainer.examples.left_out, trainer.examples.max_length)
+    return trainer
+
+
+def _log_left_out(rows: tuple[int, ...], max_length: int) -> None:
+    if rows:
+        named = ", ".join(map(str, rows[:NAMED_ROWS])) + (", ..." if len(rows) > NAMED_ROWS else "")
+        logger.warning("%d rows are left out, their prompts exceed %d tokens: %s", len(rows), max_length, named)
 
 
 def _read_dataset(context: JobContext) -> Dataset:

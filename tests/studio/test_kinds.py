@@ -120,6 +120,20 @@ def test_a_damaged_best_checkpoint_costs_no_training(
     assert toy.library(live).adapter(job.result["adapter_id"]).step == 12
 
 
+def test_rows_without_room_for_an_answer_are_named_in_the_log(
+    live: LiveStudio, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    prompts = [f"<|im_start|>user\n{row} What does the {toy.ANIMALS[row % 10]} say?<|im_end|>\n" for row in range(60)]
+    lengths = sorted(len(tokenizer(f"{prompt}<|im_start|>assistant\n").input_ids) for prompt in prompts)
+    config = dataclasses.replace(CONFIG, data=DataConfig(validation_share=0.0, max_length=lengths[30]), max_steps=1)
+    assert run(live, "train", train_spec(live, model_folder, config)).state == "succeeded"
+    assert f"rows are left out, their prompts exceed {lengths[30]} tokens: " in caplog.text
+    assert caplog.text.rstrip().count(", ...") == 1
+
+
 def test_a_changed_dataset_is_not_trained_on(live: LiveStudio, model_folder: Path) -> None:
     spec = train_spec(live, model_folder)
     row = toy.library(live).dataset(spec["dataset_id"])
