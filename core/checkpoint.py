@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from core.train import Trainer
 
-FORMAT = 1
+FORMAT = 2
 STATE = "trainer.json"
 TENSORS = "trainer.safetensors"
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
@@ -109,6 +109,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "total_steps": trainer.total_steps,
         "sampler": trainer.sampler.state_dict(),
         "random": trainer.random.scalars(),
+        "rule": trainer.rule.scalars(),
     }
 
 
@@ -123,7 +124,7 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     for name, parameter in _named_parameters(trainer).items():
         for moment, value in trainer.optimizer.state.get(parameter, {}).items():
             found[f"optimizer.{moment}.{name}"] = value.detach().cpu().contiguous()
-    return found
+    return found | {f"rule.{name}": tensor.cpu().contiguous() for name, tensor in trainer.rule.tensors().items()}
 
 
 def load_checkpoint(trainer: Trainer, path: Path) -> None:
@@ -137,7 +138,11 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     _check_same_run(trainer, manifest, path)
     state = json.loads((path / STATE).read_bytes())
     tensors = load((path / TENSORS).read_bytes())
+    trainer.rule.load_scalars(state["rule"])
+    trainer.renew_optimizer()
     load_adapter_weights(trainer.model, path, trainer.adapter)
+    for name, tensor in trainer.rule.tensors().items():
+        tensor.copy_(tensors[f"rule.{name}"])
     _load_optimizer(trainer, tensors)
     _load_counters(trainer, state, tensors)
 

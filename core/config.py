@@ -111,6 +111,10 @@ class AdapterConfig(Checked):
         for rank in self.rank_pattern.values():
             if not 1 <= rank <= 4096:
                 raise ConfigError(f"rank_pattern holds rank {rank}.", "Ranks are whole numbers from 1 to 4096.")
+        from core.methods import methods, options_of  # they are described in terms of this class
+
+        options_of(self)
+        methods.get(self.method).check(self)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from core.data.records import Record
 from core.data.split import split
 from core.data.template import Progress, TokenizedExample, tokenize_all
 from core.data.truncation import choose_max_length, truncate
-from core.errors import DatasetError
+from core.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,14 +45,21 @@ def prepare_examples(
     config: TrainConfig,
     context_length: int = 0,
     progress: Progress | None = None,
+    virtual_tokens: int = 0,
 ) -> Examples:
     """Split the records, tokenise both sides, and cut them to the longest length the settings and the model allow.
 
+    `virtual_tokens` are put before each (`core.prompt`) and count towards that length.
     Raises DatasetError when there is nothing to train on.
     """
     if not records:
         raise DatasetError("The dataset has no usable row.", "Add rows, or correct the ones with problems.")
     data = config.data
+    if virtual_tokens and context_length and virtual_tokens >= context_length:
+        raise ConfigError(
+            f"{virtual_tokens} virtual tokens leave no room in a context of {context_length}.", "Take fewer."
+        )
+    context_length = max(0, context_length - virtual_tokens)
     held_in, held_out = split(records, data.validation_share, data.validation_max_rows, config.seed)
     whole = tokenize_all([*held_in, *held_out], tokenizer, data.completion_only, progress)
     limit = context_length or data.max_length
@@ -64,4 +71,6 @@ def prepare_examples(
     if not sum(example.n_trained for example in train):
         raise DatasetError("No token of the dataset is trained.", "Give the rows answers, or train on whole texts.")
     lost = [example.row for example in validation if not example.n_trained]
-    return Examples(tuple(train), kept, max_length, tuple(sorted([*short, *lost])))
+    before = tuple(range(-1, -1 - virtual_tokens, -1))
+    trained, measured = (tuple(example.after(before) for example in part) for part in (train, kept))
+    return Examples(trained, measured, max_length + virtual_tokens, tuple(sorted([*short, *lost])))

@@ -23,6 +23,7 @@ from core.detokenize import Detokenizer
 from core.errors import ConfigError
 from core.evaluate import mode
 from core.loss import device_of
+from core.prompt import virtual_ids
 from core.sampling import TokenSampler
 
 if TYPE_CHECKING:
@@ -106,14 +107,15 @@ def _rows(
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
     rows = []
     for index, conversation in enumerate(conversations):
-        prompt = encode_prompt(conversation, tokenizer)
+        adapter = adapters[index] if adapters is not None else None
+        before = virtual_ids(model, adapter) if adapter or adapters is None else ()
+        prompt = [*before, *encode_prompt(conversation, tokenizer)]
         room = context - len(prompt) if context else config.max_new_tokens
         if room < 1 or not prompt:
             raise ConfigError(
                 f"Conversation {index + 1} has {len(prompt):,} tokens; the model takes 1 to {context - 1:,}.",
                 "Shorten it, or start a new one.",
             )
-        adapter = adapters[index] if adapters is not None else None
         left = min(room, config.max_new_tokens)
         rows.append(_Row(prompt, adapter, TokenSampler(config), Detokenizer(tokenizer), left))
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from core.config import AdapterConfig, TrainConfig
-from core.selection import trainable_parameters
+from core.methods import methods
 
 if TYPE_CHECKING:
     from core.models import ModelInfo
@@ -31,7 +31,7 @@ def estimate_memory(
     `dtype` is the number format of the base in use; empty takes the one of `config`, or else the model's own.
     """
     size = BYTES.get(dtype or (config.dtype if config.dtype != "auto" else info.dtype), 4)
-    trained = trainable_parameters(info, config.adapter)
+    trained = methods.get(config.adapter.method).trainable_parameters(info, config.adapter)
     tokens = micro_batch_size * length
     logits = LOGIT_COPIES * min(LOGIT_CHUNK_BYTES, 4 * tokens * info.vocab_size)
     return {

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from core.adapters import adapter_parameters
+from core.adapters.switch import adapter_rates
 from core.config import OptimConfig
+from core.errors import ConfigError
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -32,23 +32,31 @@ def _decay(schedule: str, progress: float) -> float:
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
-    """Split parameters into matrices, which weight decay pulls towards 0, and vectors and biases, which it leaves.
+def parameter_groups(model: nn.Module, config: OptimConfig, name: str = "default") -> list[dict[str, Any]]:
+    """The parameters of adapter `name`, grouped by weight decay and by `lr_scale`, each in the order of the model.
 
-    `lr_scale` multiplies the learning rate of a group, which is how a method gives its matrices different rates.
+    Decay pulls matrices towards 0 and leaves vectors and biases. `lr_scale` multiplies the learning rate of a group,
+    which is how a method gives its matrices different rates.
     """
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for parameter in parameters:
-        (matrices if parameter.ndim >= 2 else vectors).append(parameter)
-    groups = [(matrices, config.weight_decay), (vectors, 0.0)]
-    return [{"params": params, "weight_decay": decay, "lr_scale": 1.0} for params, decay in groups if params]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter, decays, scale in adapter_rates(model, name):
+        groups.setdefault((decays, scale), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": config.weight_decay if decays else 0.0, "lr_scale": scale}
+        for (decays, scale), params in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1]))
+    ]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, name: str = "default") -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over the parameters of adapter `name` and nothing else."""
+    """AdamW (Loshchilov and Hutter 2019) over the parameters of adapter `name` and nothing else.
+
+    Raises ConfigError when the adapter has nothing to train.
+    """
+    groups = parameter_groups(model, config, name)
+    if not groups:
+        raise ConfigError(f"Adapter {name!r} has nothing to train.", "Choose another method or other targets.")
     return torch.optim.AdamW(
-        parameter_groups(adapter_parameters(model, name), config),
+        groups,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,

@@ -1,4 +1,4 @@
-"""Which layers an adapter goes on, by PEFT's rules for names, and how many parameters that trains. Torch-free.
+"""Which layers an adapter goes on, by PEFT's rules for names. Torch-free.
 
 The trainer applies the rules to a loaded model (`core/adapters/targets.py`); a form and a plan apply the same ones to
 what the weight files say, so that both count alike.
@@ -72,22 +72,6 @@ def selected_targets(info: ModelInfo, adapter: AdapterConfig) -> tuple[Target, .
 
     parts = (_keep(target, [is_selected(target, path) for path in target.paths]) for target in info.targets)
     return tuple(part for part in parts if part.count)
-
-
-def trainable_parameters(info: ModelInfo, adapter: AdapterConfig) -> int:
-    """Parameters that a LoRA of these settings trains: the sum of r (in + out), and `modules_to_save` whole.
-
-    What the weight files do not list is not counted: norms, and the head of a model that ties it to its embedding.
-    """
-    lora = sum(
-        pattern_value(adapter.rank_pattern, path, adapter.r) * sum(shape)
-        for target in selected_targets(info, adapter)
-        for path, shape in zip(target.paths, target.shapes, strict=True)
-    )
-    whole = (
-        _keep(target, [is_saved(path, adapter.modules_to_save) for path in target.paths]) for target in info.targets
-    )
-    return lora + sum(part.parameters for part in whole)
 
 
 def _keep(target: Target, flags: list[bool]) -> Target:

@@ -23,23 +23,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from core.adapters import adapter_names, inject, set_adapter
+from core.adapters import adapter_names, inject, set_adapter, training_rule
 from core.config import TrainConfig
 from core.data.batching import Batch, Sampler, collate, count_trained
 from core.data.records import Record
 from core.data.template import Progress
-from core.errors import ConfigError, DivergedError, OutOfMemoryError
+from core.errors import DivergedError, OutOfMemoryError
 from core.evaluate import evaluate_loss, mode
 from core.examples import prepare_examples
 from core.loss import device_of, find_head, loss_sum
+from core.methods import methods
 from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
 from core.rng import RandomState
-from core.schedule import plan_steps, suggest_learning_rate
+from core.schedule import plan_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN_ROWS = 20  # rows listed in an error
+SAMPLE_ROWS = 32  # a method looks at to measure something of its adapters
 
 
 class HasRecords(Protocol):
@@ -89,17 +91,18 @@ class Trainer:
         config = _with_learning_rate(config, model)
         self.model, self.tokenizer, self.config, self.adapter = model, tokenizer, config, adapter
         records = dataset if isinstance(dataset, Sequence) else dataset.records
-        self.examples = prepare_examples(records, tokenizer, config, _context_length(model), progress)
+        before = methods.get(config.adapter.method).virtual_tokens(config.adapter)
+        self.examples = prepare_examples(records, tokenizer, config, _context_length(model), progress, before)
         self.plan = plan_steps(
             len(self.examples.train), config, len(self.examples.validation), self.examples.max_length
         )
         if adapter not in adapter_names(model):
             inject(model, config.adapter, adapter, seed=config.seed)
         set_adapter(model, adapter)
-        self.optimizer = make_optimizer(model, config.optim, adapter)
-        self.parameters = optimizer_parameters(self.optimizer)
-        if not self.parameters:
-            raise ConfigError(f"Adapter {adapter!r} has nothing to train.", "Choose another method or other targets.")
+        self.total_steps = self.plan.total_steps
+        self.rule = training_rule(model, adapter, self.total_steps)
+        self.rule.sample = self._sample
+        self.renew_optimizer()
         self.head = find_head(model)
         self.sampler = Sampler(
             [len(example.input_ids) for example in self.examples.train],
@@ -108,13 +111,17 @@ class Trainer:
             config.seed,
         )
         self.random = RandomState.seeded(config.seed)
-        self.total_steps = self.plan.total_steps
         self.step = 0
         self.best_step = 0
         self.best_eval_loss = math.inf
         self.last_eval_loss: float | None = None  # of the current step, when it was measured
         self.measurements_since_best = 0
         self.stopped_early = False
+
+    def renew_optimizer(self) -> None:
+        """A fresh AdamW over what the adapter trains now: at the start, and when its rule changes what that is."""
+        self.optimizer = make_optimizer(self.model, self.config.optim, self.adapter)
+        self.parameters = optimizer_parameters(self.optimizer)
 
     @property
     def is_finished(self) -> bool:
@@ -162,6 +169,8 @@ class Trainer:
             batch = collate([self.examples.train[row] for row in rows], self._pad_id)
             losses.append(self._backward(batch, trained))
             tokens += batch.n_tokens
+        if (penalty := self.rule.regularizer()) is not None:
+            torch.autograd.backward(penalty)
         grad_norm = self._checked_norm(losses, micro_batches)
         rate = learning_rate(self.step + 1, self.total_steps, self.config.optim)
         self._update(rate, grad_norm)
@@ -198,8 +207,19 @@ class Trainer:
         if self.config.optim.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.max_grad_norm, grad_norm)
         set_learning_rate(self.optimizer, rate)
+        self.rule.before_update(self.step + 1)
         self.optimizer.step()
+        is_changed = self.rule.after_update(self.step + 1, self.optimizer)
         self.optimizer.zero_grad()
+        if is_changed:
+            self.renew_optimizer()
+
+    def _sample(self) -> None:
+        """Run the model over a few training rows, each by itself, so that none is padded."""
+        with torch.no_grad(), mode(self.model, training=False):
+            for example in self.examples.train[:SAMPLE_ROWS]:
+                ids = collate([example], self._pad_id).input_ids
+                self.model(input_ids=ids.to(device_of(self.model)), use_cache=False)
 
     def _diverged(self, losses: Sequence[Tensor], micro_batches: Sequence[Sequence[int]]) -> DivergedError:
         pairs = zip(losses, micro_batches, strict=True)
@@ -243,7 +263,8 @@ def _with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
     """The config with the learning rate filled in, when it is left to be picked."""
     if config.optim.learning_rate:
         return config
-    optim = replace(config.optim, learning_rate=suggest_learning_rate(_fact(model, "hidden_size")))
+    rate = methods.get(config.adapter.method).learning_rate(_fact(model, "hidden_size"))
+    optim = replace(config.optim, learning_rate=rate)
     return replace(config, optim=optim)
 
 

@@ -9,9 +9,10 @@ from functools import cache
 
 from core.config import AdapterConfig, TrainConfig
 from core.memory import estimate_memory
+from core.methods import methods
 from core.models import ModelInfo, Target
-from core.schedule import StepPlan, plan_steps, suggest_learning_rate
-from core.selection import selected_targets, trainable_parameters
+from core.schedule import StepPlan, plan_steps
+from core.selection import selected_targets
 from studio.views import Check, DeviceView, PlanView
 
 CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
@@ -40,7 +41,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     lengths = [min(length, longest) for length in facts.lengths] or [0]
     tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows)
     targets = selected_targets(facts.info, config.adapter)
-    trainable = trainable_parameters(facts.info, config.adapter)
+    trainable = methods.get(config.adapter.method).trainable_parameters(facts.info, config.adapter)
     memory = estimate_memory(facts.info, config, steps.micro_batch_size, longest, _dtype(facts, config))
     total = sum(memory.values())
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
@@ -148,7 +149,8 @@ def _dtype(facts: Facts, config: TrainConfig) -> str:
 
 def _setting_checks(info: ModelInfo, config: TrainConfig) -> Iterator[Check]:
     if not config.optim.learning_rate:
-        yield Check("ok", f"The learning rate will be {suggest_learning_rate(info.hidden_size):g}.")
+        rate = methods.get(config.adapter.method).learning_rate(info.hidden_size)
+        yield Check("ok", f"The learning rate will be {rate:g}.")
     if config.optim.learning_rate > HIGH_LEARNING_RATE:
         yield Check(
             "warning", f"A learning rate of {config.optim.learning_rate:g} often diverges.", "Try 2e-4 to 1e-3."

@@ -5,14 +5,15 @@ A method is one file of this folder that registers a subclass of `Adapter`; impo
     inject.py   adding and removing        switch.py   which ones run, for the model or per row
     targets.py  which modules are meant    merging.py  into the weights and out again
     host.py     the wrapper in the model   state.py    the tensors by PEFT's names
-    base.py     what a method provides     lora.py rslora.py ...  the methods
+    base.py     what a method provides     rule.py     what it does in a step beside the gradient
+    lora.py rslora.py ...  the methods; what each says of itself is in core/methods/
 """
 
 from importlib import import_module
 from pkgutil import iter_modules
 
 from core.adapters.base import Adapter, adapters
-from core.adapters.inject import adapter_config, adapter_names, inject, remove_adapter
+from core.adapters.inject import adapter_config, adapter_names, inject, remove_adapter, training_rule
 from core.adapters.merging import merge, unmerge
 from core.adapters.state import adapter_state_dict, load_adapter_state_dict
 from core.adapters.switch import adapter_parameters, adapter_rows, set_adapter
@@ -36,5 +37,6 @@ __all__ = [
     "names",
     "remove_adapter",
     "set_adapter",
+    "training_rule",
     "unmerge",
 ]

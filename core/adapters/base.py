@@ -13,12 +13,22 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from core.config import AdapterConfig, from_dict
-from core.errors import AdapterError, ConfigError
+from core.adapters.rule import TrainingRule
+from core.config import AdapterConfig
+from core.errors import AdapterError
 from core.registry import Registry
 
 BLOCK_ELEMENTS = 1 << 22  # weights merged at once: 32 MiB in float64
 ALL_ROWS = slice(None)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a method goes on a model, by module path."""
+
+    targets: list[str] = field(default_factory=list)  # get an adapter
+    saved: list[str] = field(default_factory=list)  # are trained whole, each on its own
+    parts: dict[str, list[str]] = field(default_factory=dict)  # parameters trained whole; tied ones stay tied
 
 
 @dataclass(frozen=True)
@@ -39,15 +49,25 @@ class Adapter(nn.Module):
     """One adapter on one module; its deltas add up with those of other active adapters.
 
     A method says which of its tensors are stored under which name (`keys`), and gives `from_base`, `reset_parameters`,
-    `forward` and `delta_weight`. One whose update does not simply add to the weight overrides `merge_block`.
+    `forward` and `delta_weight`. One whose update does not simply add to the weight overrides `merge_block`; one that
+    goes elsewhere than on `target_modules` overrides `places`; one that does more in a training step than follow the
+    gradient has a `rule`.
     """
 
     peft_type: ClassVar[str] = "LORA"
-    keys: ClassVar[Mapping[str, str]] = {}  # attribute -> PEFT's name of the tensor below the module
+    keys: ClassVar[Mapping[str, str]] = {}  # attribute -> PEFT's name of the tensor below the module, or whole name
     peft_fields: ClassVar[Mapping[str, Any]] = {}  # what tells this method apart in adapter_config.json
-    options: ClassVar[type | None] = None  # dataclass that checks AdapterConfig.method_options
+    rule: ClassVar[type[TrainingRule]] = TrainingRule
+    training_state: ClassVar[tuple[str, ...]] = ()  # buffers that only training needs, kept in its checkpoints
     exact_at_start: ClassVar[bool] = True  # a fresh adapter leaves the output exactly as it was
     is_blockwise: ClassVar[bool] = True  # a block of rows of the weight can be merged without the others
+
+    @classmethod
+    def places(cls, model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig) -> Places:
+        """Where the method goes on a model, whose own modules come by path; ConfigError when there is no place."""
+        from core.adapters.targets import find_places  # it knows the wrapper, which knows this class
+
+        return find_places(model, modules, config)
 
     @classmethod
     def from_base(cls, base: nn.Module, settings: LayerSettings) -> Adapter:
@@ -75,6 +95,11 @@ class Adapter(nn.Module):
         """Return a block of weight rows, already in float64, with this adapter in it."""
         return block + self.delta_weight(rows, block.dtype)
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions before the prompt that this adapter fills in; they come as ids -1, -2, ... (`core.prompt`)."""
+        return 0
+
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's tensors by their stored names."""
         return {key: getattr(self, attribute) for attribute, key in self.keys.items()}
@@ -83,6 +108,14 @@ class Adapter(nn.Module):
         """The parameters an optimizer may change."""
         return list(self.parameters())
 
+    def lr_scale(self, parameter: nn.Parameter) -> float:
+        """The learning rate of one of its parameters, in that of the run."""
+        return 1.0
+
+    def weight_decays(self, parameter: nn.Parameter) -> bool:
+        """Whether weight decay pulls a parameter towards 0: matrices, not vectors."""
+        return parameter.ndim >= 2
+
 
 adapters: Registry[type[Adapter]] = Registry("adapter method")
 
@@ -90,6 +123,13 @@ adapters: Registry[type[Adapter]] = Registry("adapter method")
 def is_transposed(base: nn.Module) -> bool:
     """True for modules whose weight is (in, out): GPT-2's Conv1D and embeddings (vocabulary, width)."""
     return isinstance(base, (Conv1D, nn.Embedding))
+
+
+def layer_kind(base: nn.Module) -> str:
+    """linear, conv1d or embedding, as `Method.layers` lists them."""
+    if isinstance(base, nn.Embedding):
+        return "embedding"
+    return "conv1d" if isinstance(base, Conv1D) else "linear"
 
 
 def layer_size(base: nn.Module) -> tuple[int, int]:
@@ -105,17 +145,6 @@ def layer_size(base: nn.Module) -> tuple[int, int]:
 def adapter_dtype(base: nn.Module) -> torch.dtype:
     """Adapters are float32 whatever the base is, and float64 on a float64 base."""
     return torch.float64 if base.get_parameter("weight").dtype == torch.float64 else torch.float32
-
-
-def method_options(config: AdapterConfig) -> Any:
-    """The method's own options, checked by its dataclass; None when it has none."""
-    kind = adapters.get(config.method).options
-    if kind is not None:
-        return from_dict(kind, config.method_options)
-    if config.method_options:
-        names = ", ".join(sorted(config.method_options))
-        raise ConfigError(f"Method {config.method!r} has no options of its own, but got {names}.", "Remove them.")
-    return None
 
 
 @torch.no_grad()

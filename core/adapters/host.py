@@ -114,6 +114,11 @@ class AdaptedModule(nn.Module):
         kind = self.adapters if isinstance(part, Adapter) else self.replacements
         kind[name] = part.train(self.training).requires_grad_(False)
 
+    @property
+    def has_virtual_tokens(self) -> bool:
+        """Whether an adapter on this embedding fills in positions of its own."""
+        return any(isinstance(part, Adapter) and part.virtual_tokens for part in self.adapters.values())
+
     def remove(self, name: str) -> None:
         """Drop one adapter from this module."""
         for kind in (self.adapters, self.replacements):
@@ -148,6 +153,8 @@ class AdaptedModule(nn.Module):
         self.originals = {}
 
     def _call_base(self, names: Sequence[str], args: Any, kwargs: Any) -> Any:
+        if self.has_virtual_tokens:
+            args, kwargs = (self._table_ids(_input(args, kwargs)),), {}
         for name in names:
             if (replacement := self.replacement(name)) is not None:
                 return functional_call(self.base_layer, replacement.cast_like(self.base_layer), args, kwargs)
@@ -156,12 +163,17 @@ class AdaptedModule(nn.Module):
     def _adapt(self, names: Sequence[str], out: Any, args: Any, kwargs: Any) -> Any:
         for name in names:
             if (adapter := self.adapter(name)) is not None:
-                out = adapter(_input(args, kwargs), out, self.base_layer)
+                x = _input(args, kwargs)
+                out = adapter(x if adapter.virtual_tokens else self._table_ids(x), out, self.base_layer)
         return out
+
+    def _table_ids(self, x: Tensor) -> Tensor:
+        """The input, but for an embedding with ids that its table has: virtual tokens (`core.prompt`) become 0."""
+        return x.clamp(min=0) if self.has_virtual_tokens else x
 
     def _forward_rows(self, rows: RowGroups, args: Any, kwargs: Any) -> Any:
         """One pass of the original module over the whole batch, then each adapter over its own rows."""
-        out = self.base_layer(*args, **kwargs)
+        out = self._call_base((), args, kwargs)
         groups = [(name, index) for name, index in rows.groups if name in self.names()]
         if groups and _input(args, kwargs).shape[0] != rows.count:
             raise AdapterError(

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters.base import LayerSettings, adapter_dtype, adapters, layer_size, method_options
+from core.adapters.base import LayerSettings, Places, adapter_dtype, adapters, layer_kind, layer_size
 from core.adapters.host import AdaptedModule, Replacement
-from core.adapters.targets import base_modules, check_every_entry, find_saved, find_targets
+from core.adapters.rule import TrainingRule
+from core.adapters.targets import base_modules, check_every_entry
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
+from core.methods import methods, options_of
 from core.selection import pattern_value
 
 _RECORD = "_lora_studio_adapters"  # attribute of the model that holds its ModelAdapters
@@ -37,21 +39,24 @@ class Plan:
 
     config: AdapterConfig
     modules: Mapping[str, nn.Module]  # the base's modules by path
-    targets: list[str]  # get an adapter
-    saved: list[str]  # are trained whole
-    biases: list[str]  # train their bias
+    places: Places
 
-    def settings(self, path: str, device: torch.device | None = None, shared: Any = None) -> LayerSettings:
-        """The settings of one target, after the patterns."""
+    @property
+    def targets(self) -> list[str]:
+        """Paths of the modules that get an adapter."""
+        return self.places.targets
+
+    def settings(self, path: str, shared: Any = None, loads: bool = False) -> LayerSettings:
+        """The settings of one target, after the patterns; `loads` wants memory also where the base has none."""
         base, config = self.modules[path], self.config
         return LayerSettings(
             r=pattern_value(config.rank_pattern, path, config.r),
             lora_alpha=pattern_value(config.alpha_pattern, path, config.lora_alpha),
             lora_dropout=config.lora_dropout,
             use_rslora=config.use_rslora,
-            device=device or base.get_parameter("weight").device,
+            device=_device(base.get_parameter("weight"), loads),
             dtype=adapter_dtype(base),
-            options=method_options(config),
+            options=options_of(config),
             shared=shared,
         )
 
@@ -97,32 +102,26 @@ def plan_adapter(model: nn.Module, config: AdapterConfig, name: str, is_strict: 
     `is_strict` also refuses what is legal but most likely a mistake: ranks above a layer's size, and entries of
     target_modules that match nothing.
     """
-    adapters.get(config.method)
-    method_options(config)
+    method = adapters.get(config.method)
     record = adapters_of(model)
     unmerged(record, "add an adapter")
     _check_name(record, name)
     modules = base_modules(model)
-    targets, saved = find_targets(model, modules, config), find_saved(modules, config)
-    plan = Plan(config, modules, targets, saved, _find_biases(modules, config.bias, targets, saved))
-    for path in targets:
+    plan = Plan(config, modules, method.places(model, modules, config))
+    for path in plan.targets:
         plan.settings(path)  # a bad pattern shows now, not when half of the model is wrapped
+        _check_kind(config.method, path, modules[path])
     if is_strict:
         check_every_entry(modules, config)
-        check_ranks(plan)
+        for path in plan.targets:
+            methods.get(config.method).check_layer(config, path, *layer_size(modules[path]))
     return plan
 
 
-def check_ranks(plan: Plan) -> None:
-    """Raise ConfigError when a rank is larger than the smaller side of its layer: it could not add anything."""
-    for path in plan.targets:
-        d_in, d_out = layer_size(plan.modules[path])
-        r = plan.settings(path).r
-        if r > min(d_in, d_out):
-            raise ConfigError(
-                f"Rank {r} is larger than layer {path!r}, which is {d_in} x {d_out}.",
-                f"Choose a rank up to {min(d_in, d_out)}, give this layer its own in rank_pattern, or leave it out.",
-            )
+def _check_kind(method: str, path: str, base: nn.Module) -> None:
+    kind, about = layer_kind(base), methods.get(method)
+    if kind not in about.layers:
+        raise ConfigError(f"{about.title} cannot adapt {path!r}, which is of kind {kind}.", "Leave this layer out.")
 
 
 def attach(
@@ -130,21 +129,20 @@ def attach(
     plan: Plan,
     name: str,
     generator: torch.Generator | None = None,
-    device: torch.device | None = None,
+    loads: bool = False,
 ) -> None:
-    """Carry out a plan. With `device` "meta" the tensors are left unfilled, to be assigned by whoever loads them."""
+    """Carry out a plan. With `loads` the tensors are left unfilled, for whoever reads them from a file."""
     method = adapters.get(plan.config.method)
-    fills = device is None or device.type != "meta"
     record = adapters_of(model)
     model.__dict__[_RECORD] = record
     model.requires_grad_(False)
     shared = method.shared({path: plan.modules[path] for path in plan.targets}, plan.config, generator)
     for path in plan.targets:
-        adapter = method.from_base(plan.modules[path], plan.settings(path, device, shared))
-        if fills:
+        adapter = method.from_base(plan.modules[path], plan.settings(path, shared, loads))
+        if not loads:
             adapter.reset_parameters(generator)
         host_of(model, record, path).add(name, adapter)
-    _add_replacements(model, record, plan, name, device)
+    _add_replacements(model, record, plan, name, loads)
     record.configs[name] = plan.config
     activate(record, (name,))
 
@@ -188,6 +186,15 @@ def detach(model: nn.Module, record: ModelAdapters, name: str) -> None:
     record.active = tuple(other for other in record.active if other != name)
 
 
+def training_rule(model: nn.Module, name: str, total_steps: int) -> TrainingRule:
+    """The rule by which an adapter's method trains; ConfigError when the run is too short for it."""
+    record = known(model, (name,))
+    config = record.configs[name]
+    methods.get(config.method).check_steps(config, total_steps)
+    found = {path: part for path, host in record.hosts.items() if (part := host.adapter(name)) is not None}
+    return adapters.get(config.method).rule(found, config, total_steps)
+
+
 def adapter_names(model: nn.Module) -> list[str]:
     """The names of a model's adapters, in the order they were added."""
     return list(adapters_of(model).configs)
@@ -205,34 +212,29 @@ def _check_name(record: ModelAdapters, name: str) -> None:
         raise AdapterError(f"The model already has an adapter {name!r}.", "Use another name, or remove it first.")
 
 
-def _find_biases(modules: Mapping[str, nn.Module], mode: str, targets: list[str], saved: list[str]) -> list[str]:
-    """Paths of the modules whose bias trains: none, those with an adapter (`lora_only`), or all of the base's."""
-    paths = {"none": [], "lora_only": targets, "all": list(modules)}[mode]
-    inside = tuple(f"{path}." for path in saved)
-    return [
-        path
-        for path in paths
-        if isinstance(getattr(modules[path], "bias", None), nn.Parameter) and not f"{path}.".startswith(inside or "\0")
-    ]
-
-
-def _add_replacements(
-    model: nn.Module, record: ModelAdapters, plan: Plan, name: str, device: torch.device | None
-) -> None:
+def _add_replacements(model: nn.Module, record: ModelAdapters, plan: Plan, name: str, loads: bool) -> None:
     copies: dict[int, nn.Parameter] = {}  # a parameter that two modules share stays shared
-    parts = {path: [key for key, _ in plan.modules[path].named_parameters()] for path in plan.saved}
-    parts |= {path: ["bias"] for path in plan.biases}
-    for path, keys in parts.items():
-        originals = [plan.modules[path].get_parameter(key) for key in keys]
-        for original in originals if path in plan.biases else ():
-            copies.setdefault(id(original), _copy(original, device))
-        own = [copies[id(original)] if path in plan.biases else _copy(original, device) for original in originals]
-        host_of(model, record, path).add(name, Replacement(keys, own))
+    for path in plan.places.saved:
+        keys, originals = zip(*plan.modules[path].named_parameters(), strict=True)
+        host_of(model, record, path).add(name, Replacement(keys, [_copy(original, loads) for original in originals]))
+    for path, names in plan.places.parts.items():
+        own = []
+        for original in map(plan.modules[path].get_parameter, names):
+            if id(original) not in copies:
+                copies[id(original)] = _copy(original, loads)
+            own.append(copies[id(original)])
+        host_of(model, record, path).add(name, Replacement(names, own))
 
 
-def _copy(original: nn.Parameter, device: torch.device | None) -> nn.Parameter:
+def _copy(original: nn.Parameter, loads: bool) -> nn.Parameter:
     dtype = torch.float64 if original.dtype == torch.float64 else torch.float32
-    return nn.Parameter(original.detach().to(device=device or original.device, dtype=dtype, copy=True))
+    if loads:
+        return nn.Parameter(torch.empty(original.shape, dtype=dtype, device=_device(original, loads)))
+    return nn.Parameter(original.detach().to(dtype=dtype, copy=True))
+
+
+def _device(weight: torch.Tensor, loads: bool) -> torch.device:
+    return torch.device("cpu") if loads and weight.device.type == "meta" else weight.device
 
 
 def _locate(model: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -29,13 +29,19 @@ class LoRA(Adapter):
         self.lora_B = nn.Parameter(torch.empty(d_out, settings.r, device=device, dtype=dtype))
         self.scale = scale  # fixed for life: never worked out again from a rank that was pruned
         self.dropout = settings.lora_dropout
+        self.options = settings.options
         self.is_transposed = is_transposed(base)
 
     @classmethod
     def from_base(cls, base: nn.Module, settings: LayerSettings) -> Adapter:
         """Make the LoRA that fits the kind of `base`."""
-        kind = LoRAEmbedding if isinstance(base, nn.Embedding) else LoRA
+        kind = cls.on_embedding() if isinstance(base, nn.Embedding) else cls
         return kind(base, settings, cls.scaling(settings))
+
+    @classmethod
+    def on_embedding(cls) -> type[LoRA]:
+        """The class that adapts an embedding by this method; AdapterError when there is none."""
+        return LoRAEmbedding
 
     @classmethod
     def scaling(cls, settings: LayerSettings) -> float:

@@ -11,15 +11,21 @@ from core.adapters.inject import known
 from core.errors import AdapterError
 
 PREFIX = "base_model.model."  # PEFT's own two wrappers, in front of the module's path
+SHARED_PREFIX = "base_model."  # of a tensor that belongs to no layer, such as VeRA's projections
 SHOWN = 6  # differences listed in an error
 
 
 def live_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """The adapter's own tensors, not copies, by their stored names."""
+    """The adapter's own tensors, not copies, by their stored names; one that several layers share is there once."""
     record = known(model, (name,))
-    return {
-        f"{PREFIX}{path}.{key}": tensor for path, host in record.hosts.items() for key, tensor in host.tensors(name)
-    }
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for path, host in record.hosts.items():
+        for key, tensor in host.tensors(name):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[key if key.startswith(SHARED_PREFIX) else f"{PREFIX}{path}.{key}"] = tensor
+    return found
 
 
 def adapter_state_dict(model: nn.Module, name: str = "default") -> dict[str, Tensor]:

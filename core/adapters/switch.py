@@ -49,6 +49,23 @@ def adapter_parameters(model: nn.Module, name: str | None = None) -> Iterator[nn
                     yield parameter
 
 
+def adapter_rates(model: nn.Module, name: str) -> Iterator[tuple[nn.Parameter, bool, float]]:
+    """Yield (parameter, whether weight decay pulls it, its learning rate in that of the run) of one adapter."""
+    record = known(model, (name,))
+    owners = {
+        id(parameter): adapter
+        for host in record.hosts.values()
+        if (adapter := host.adapter(name)) is not None
+        for parameter in adapter.trainable()
+    }
+    for parameter in adapter_parameters(model, name):
+        owner = owners.get(id(parameter))
+        if owner is None:  # replaced: a head, a bias, or a weight of the base
+            yield parameter, parameter.ndim >= 2, 1.0
+        else:
+            yield parameter, owner.weight_decays(parameter), owner.lr_scale(parameter)
+
+
 @contextmanager
 def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
     """Inside, row i of every batch runs with adapter `names[i]`; None is the bare base.

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from core.adapters.base import Places
 from core.adapters.host import AdaptedModule
 from core.config import AdapterConfig
 from core.errors import ConfigError
@@ -32,6 +33,23 @@ def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, n
         yield path, module
     for name, child in module.named_children():
         yield from _walk(child, f"{path}.{name}" if path else name, seen)
+
+
+def find_places(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig) -> Places:
+    """Where the settings put an adapter: its targets, `modules_to_save`, and the biases that train."""
+    targets, saved = find_targets(model, modules, config), find_saved(modules, config)
+    return Places(targets, saved, {path: ["bias"] for path in _find_biases(modules, config.bias, targets, saved)})
+
+
+def _find_biases(modules: Mapping[str, nn.Module], mode: str, targets: list[str], saved: list[str]) -> list[str]:
+    """Paths of the modules whose bias trains: none, those with an adapter (`lora_only`), or all of the base's."""
+    paths = {"none": [], "lora_only": targets, "all": list(modules)}[mode]
+    inside = tuple(f"{path}." for path in saved)
+    return [
+        path
+        for path in paths
+        if isinstance(getattr(modules[path], "bias", None), nn.Parameter) and not f"{path}.".startswith(inside or "\0")
+    ]
 
 
 def find_saved(modules: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:

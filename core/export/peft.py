@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from core.config import AdapterConfig
 from core.errors import AdapterError
+from core.export.method_file import is_safe_pattern, write_method
 from core.export.peft_config import (
     CONFIG_NAME,
     WEIGHTS_NAME,
-    is_safe_pattern,
     peft_values,
     read_adapter_config,
     read_shapes,
@@ -51,7 +51,7 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str = "default", ba
     """
     from safetensors.torch import save_file
 
-    from core.adapters import adapter_state_dict
+    from core.adapters import adapter_config, adapter_state_dict
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,7 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str = "default", ba
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     text = json.dumps(_config_values(model, name, base_model), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    write_method(folder, adapter_config(model, name))
     return folder
 
 
@@ -116,15 +117,13 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
     Names, shapes and types are checked against the model before a tensor is read. Raises AdapterError with the
     differences listed, and then leaves the model as it was.
     """
-    import torch
-
     from core.adapters.inject import activate, adapters_of, attach, detach, plan_adapter
 
     folder = Path(folder)
     shapes = read_shapes(folder)
     plan = plan_adapter(model, _bounded(read_adapter_config(folder), folder), name, is_strict=False)
     before = adapters_of(model).active
-    attach(model, plan, name, device=torch.device("meta"))
+    attach(model, plan, name, loads=True)
     try:
         _fill(model, folder, name, shapes)
     except BaseException:
@@ -145,9 +144,6 @@ def _bounded(config: AdapterConfig, folder: Path) -> AdapterConfig:
 
 def _fill(model: nn.Module, folder: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Check the file's names and shapes against the adapter's, then read its tensors onto the base's devices."""
-    import torch
-
-    from core.adapters.inject import adapters_of
     from core.adapters.state import check_shapes, live_tensors, load_adapter_state_dict
 
     own = {key: tuple(tensor.shape) for key, tensor in live_tensors(model, name).items()}
@@ -155,11 +151,6 @@ def _fill(model: nn.Module, folder: Path, name: str, shapes: Mapping[str, tuple[
     check_shapes(own, {key: shape for key, shape in shapes.items() if key not in repeated})
     state = _read_tensors(folder, set(own))
     _check_repeated(model, folder, repeated)
-    for host in adapters_of(model).hosts.values():
-        device = next(host.base_layer.parameters()).device
-        for part in (host.adapter(name), host.replacement(name)):
-            if part is not None:
-                part.to_empty(device=torch.device("cpu") if device.type == "meta" else device)
     load_adapter_state_dict(model, state, name)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from core.config import AdapterConfig
 from core.errors import AdapterError
+from core.export.method_file import is_safe_pattern, read_method
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -91,6 +92,8 @@ def read_adapter_config(folder: Path | str) -> AdapterConfig:
     """Read the config of a LoRA adapter in PEFT's layout; AdapterError says what cannot be honoured, and why."""
     folder = Path(folder)
     values = read_values(folder)
+    if (own := read_method(folder)) is not None:
+        return own
     refuse_unknown(values)
     targets = values.get("target_modules")
     if values.get("layers_to_transform") not in (None, []):
@@ -182,11 +185,6 @@ def target_paths(folder: Path) -> tuple[str, ...]:
     """The modules that a LoRA file holds tensors for."""
     found = (re.fullmatch(r"base_model\.model\.(.+)\.lora_(A\.weight|embedding_A)", key) for key in read_shapes(folder))
     return tuple(match.group(1) for match in found if match)
-
-
-def is_safe_pattern(pattern: str) -> bool:
-    """True for regular expressions that end in a short time on module names: no repeated group, few repetitions."""
-    return len(pattern) <= 512 and not re.search(r"\)[*+{]", pattern) and len(re.findall(r"[*+{]", pattern)) <= 3
 
 
 def peft_values(config: AdapterConfig, targets: str | Sequence[str], **facts: Any) -> dict[str, Any]:

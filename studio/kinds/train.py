@@ -18,6 +18,7 @@ from core.checkpoint import latest_checkpoint, load_checkpoint, prune, save_chec
 from core.config import TrainConfig, from_dict
 from core.durable import file_sha256, verify_folder
 from core.errors import CheckpointError, DatasetError, ModelError
+from core.export.method_file import METHOD_NAME
 from core.export.peft_config import CONFIG_NAME, WEIGHTS_NAME
 from studio.context import CANCEL, RUN, STOP, JobContext, Leave
 from studio.files import move_folder, size_bytes
@@ -186,6 +187,8 @@ def _copy_adapter(checkpoint: Path, build: Path, model: ModelRow) -> None:
     shutil.rmtree(build, ignore_errors=True)
     build.mkdir(parents=True)
     shutil.copyfile(checkpoint / WEIGHTS_NAME, build / WEIGHTS_NAME)
+    if (checkpoint / METHOD_NAME).is_file():
+        shutil.copyfile(checkpoint / METHOD_NAME, build / METHOD_NAME)
     config = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))
     hub_id = model.source.removeprefix("hub: ")
     config["base_model_name_or_path"] = hub_id if hub_id != model.source else model.name

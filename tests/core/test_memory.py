@@ -12,8 +12,8 @@ from core.adapters import inject
 from core.config import AdapterConfig, TrainConfig
 from core.loss import find_head, loss_sum
 from core.memory import estimate_memory
+from core.methods import methods
 from core.models import ModelInfo, inspect_model
-from core.selection import trainable_parameters
 from tests.core.toy import toy_llama
 
 
@@ -63,7 +63,7 @@ def test_the_other_parts_are_exact(tmp_path: Path) -> None:
     model = untied()
     info = saved(model, tmp_path)
     estimate = estimate_memory(info, TrainConfig(adapter=AdapterConfig(r=4)), 2, 32, "float32")
-    trained = trainable_parameters(info, AdapterConfig(r=4))
+    trained = methods.get("lora").trainable_parameters(info, AdapterConfig(r=4))
     assert estimate["weights"] == sum(p.nbytes for p in model.parameters())
     assert estimate["adapter"] == estimate["gradients"] == 4 * trained
     assert estimate["optimizer"] == 8 * trained

@@ -57,12 +57,13 @@ def test_only_the_adapter_is_optimised_and_only_matrices_decay() -> None:
 
 
 def test_a_group_keeps_its_own_scale() -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))]
-    groups = parameter_groups(parameters, OptimConfig())
+    model = toy_llama()
+    inject(model, AdapterConfig(method="lora_plus", r=2, method_options={"ratio": 16.0}), seed=0)
+    groups = parameter_groups(model, OptimConfig())
     optimizer = torch.optim.AdamW(groups)
-    optimizer.param_groups[1]["lr_scale"] = 16.0
     set_learning_rate(optimizer, 1e-3)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1.6e-2]
+    assert [{p.shape[0] == 2 for p in group["params"]} for group in groups] == [{True}, {False}]  # A, then B
 
 
 def test_weight_decay_is_decoupled() -> None:

@@ -10,8 +10,9 @@ import pytest
 from core.adapters import adapter_parameters, inject
 from core.config import AdapterConfig
 from core.errors import ConfigError
+from core.methods import methods
 from core.models import inspect_model
-from core.selection import selected_targets, trainable_parameters
+from core.selection import selected_targets
 from tests.core.toy import toy_gpt2, toy_llama
 
 ADAPTERS = [
@@ -38,7 +39,7 @@ def test_counts_are_those_of_the_injected_model(make: Any, adapter: AdapterConfi
     model.save_pretrained(tmp_path)
     info = inspect_model(tmp_path)
     injected = inject(model, adapter)
-    assert trainable_parameters(info, adapter) == sum(p.numel() for p in adapter_parameters(model))
+    assert methods.get("lora").trainable_parameters(info, adapter) == sum(p.numel() for p in adapter_parameters(model))
     paths = {path for target in selected_targets(info, adapter) for path in target.paths}
     assert paths == set(injected)
 
@@ -47,7 +48,7 @@ def test_conv1d_counts_too(tmp_path: Path) -> None:
     model = toy_gpt2()
     model.save_pretrained(tmp_path)
     inject(model, AdapterConfig(r=2))
-    counted = trainable_parameters(inspect_model(tmp_path), AdapterConfig(r=2))
+    counted = methods.get("lora").trainable_parameters(inspect_model(tmp_path), AdapterConfig(r=2))
     assert counted == sum(p.numel() for p in adapter_parameters(model))
 
 

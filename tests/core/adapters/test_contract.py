@@ -23,21 +23,33 @@ from core.adapters import (
     set_adapter,
     unmerge,
 )
+from core.adapters.base import layer_kind
 from core.config import AdapterConfig
+from core.methods import methods
 from tests.core.adapters.tiny import gpt2, llama, logits, shake, tokens
 
 METHODS = names()
+LAYERED = [method for method in METHODS if methods.get(method).uses >= {"target_modules"}]
 FAMILIES = {"linear": llama, "conv1d": gpt2}
 EMBEDDING = {"linear": "embed_tokens", "conv1d": "wte"}
-pytestmark = pytest.mark.parametrize("method", METHODS)
+EVERY = pytest.mark.parametrize("method", METHODS)
+MERGING = pytest.mark.parametrize("method", [method for method in METHODS if methods.get(method).merges])
+DENSE = pytest.mark.parametrize("method", [method for method in LAYERED if methods.get(method).merges])
 
 
 def adapted(method: str, family: str, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
     model = FAMILIES[family]().to(dtype)
-    inject(model, AdapterConfig(method=method, **{"r": 4, "lora_alpha": 8.0, **settings}), seed=1)
+    inject(model, config(method, **{"r": 4, "lora_alpha": 8.0, **settings}), seed=1)
     return model
 
 
+def config(method: str, **settings: Any) -> AdapterConfig:
+    """The settings that the method has a use for."""
+    used = {key: value for key, value in settings.items() if key in methods.get(method).uses}
+    return AdapterConfig(method=method, **used)
+
+
+@EVERY
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_output_is_exactly_the_base_at_the_start(method: str, family: str, dtype: torch.dtype) -> None:
@@ -47,6 +59,7 @@ def test_output_is_exactly_the_base_at_the_start(method: str, family: str, dtype
     assert not adapters.get(method).exact_at_start or torch.equal(found, expected)
 
 
+@EVERY
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_adapter_is_trained_and_all_of_it(method: str, family: str) -> None:
     model = adapted(method, family)
@@ -67,6 +80,7 @@ def test_only_the_adapter_is_trained_and_all_of_it(method: str, family: str) -> 
     assert changed == {name for name, parameter in model.named_parameters() if id(parameter) in trained}
 
 
+@MERGING
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("with_embedding", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -88,11 +102,14 @@ def test_merged_is_unmerged(
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items() if key not in trained)
 
 
+@DENSE
 @pytest.mark.parametrize("base", [nn.Linear(7, 5), Conv1D(5, 7), nn.Embedding(7, 5)], ids=["linear", "conv1d", "embed"])
 def test_delta_weight_is_what_the_output_shows(method: str, base: nn.Module) -> None:
     """The dense delta, read off the forward pass with unit vectors, in the layout of the weight."""
+    if layer_kind(base) not in methods.get(method).layers:
+        pytest.skip(f"{method} does not adapt a {type(base).__name__}")
     model = nn.Sequential(copy.deepcopy(base).double()).eval()
-    inject(model, AdapterConfig(method=method, r=3, target_modules=("0",)), seed=3)
+    inject(model, config(method, r=3, target_modules=("0",)), seed=3)
     shake(model, size=0.5)
     unit: Tensor = torch.arange(7) if isinstance(base, nn.Embedding) else torch.eye(7, dtype=torch.float64)
     on = model(unit)
@@ -104,6 +121,7 @@ def test_delta_weight_is_what_the_output_shows(method: str, base: nn.Module) -> 
     assert torch.allclose(adapter.delta_weight(slice(1, 3)), expected[1:3], atol=1e-12, rtol=0)
 
 
+@EVERY
 @pytest.mark.parametrize("family", FAMILIES)
 def test_state_dict_round_trip(method: str, family: str) -> None:
     model = adapted(method, family)
@@ -118,6 +136,7 @@ def test_state_dict_round_trip(method: str, family: str) -> None:
     assert all(key.startswith("base_model.model.") and not value.requires_grad for key, value in state.items())
 
 
+@EVERY
 def test_same_seed_same_start_whatever_the_generator_did(method: str) -> None:
     torch.manual_seed(1)
     first = adapter_state_dict(adapted(method, "linear"))
@@ -126,6 +145,7 @@ def test_same_seed_same_start_whatever_the_generator_did(method: str) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tensors_are_float32_and_gradients_are_right_on_a_low_precision_base(method: str, dtype: torch.dtype) -> None:
     model, exact = adapted(method, "linear", dtype), adapted(method, "linear")
@@ -140,11 +160,12 @@ def test_tensors_are_float32_and_gradients_are_right_on_a_low_precision_base(met
     assert error < (1e-5 if dtype == torch.float32 else 5e-2)
 
 
+@EVERY
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_equal_single_runs(method: str, family: str) -> None:
     model = adapted(method, family)
     some = ("c_proj", "wte") if family == "conv1d" else ("k_proj", "embed_tokens")
-    inject(model, AdapterConfig(method=method, r=2, target_modules=some), name="other", seed=2)
+    inject(model, config(method, r=2, target_modules=some), name="other", seed=2)
     shake(model, "default")
     shake(model, "other", seed=4)
     rows = ["other", None, "default", "other", "default"]
@@ -160,6 +181,7 @@ def test_rows_equal_single_runs(method: str, family: str) -> None:
     assert torch.allclose(logits(model, ids)[2:3], expected[2], atol=1e-12, rtol=0)  # as before, once outside
 
 
+@EVERY
 def test_removing_gives_the_base_back(method: str) -> None:
     model, base = adapted(method, "linear"), llama().double()
     kinds = {name: type(module) for name, module in base.named_modules()}
@@ -169,12 +191,13 @@ def test_removing_gives_the_base_back(method: str) -> None:
     assert torch.equal(logits(model, tokens()), logits(base, tokens()))
 
 
+@DENSE
 def test_deltas_of_several_adapters_add_up(method: str) -> None:
     model = nn.Sequential(nn.Linear(6, 6)).double()
     x = torch.randn(4, 6, dtype=torch.float64)
     base = model(x).detach()
     for name in ("one", "two"):
-        inject(model, AdapterConfig(method=method, r=2, target_modules=("0",)), name=name)
+        inject(model, config(method, r=2, target_modules=("0",)), name=name)
         shake(model, name)
     outputs = {}
     for name in ("one", "two"):

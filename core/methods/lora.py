@@ -1,0 +1,12 @@
+"""LoRA: a trained low-rank matrix beside every frozen weight."""
+
+from core.methods.method import Method, methods
+
+
+@methods.register("lora")
+class LoRA(Method):
+    """The plain method, and the one to beat."""
+
+    title = "LoRA"
+    summary = "Trains a small low-rank matrix beside each frozen weight. The place to start."
+    paper = "Hu et al. 2021, arXiv 2106.09685"

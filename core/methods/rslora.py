@@ -1,0 +1,12 @@
+"""rsLoRA: LoRA scaled by alpha / sqrt(rank)."""
+
+from core.methods.method import Method, methods
+
+
+@methods.register("rslora")
+class RsLoRA(Method):
+    """For ranks of 32 and above."""
+
+    title = "rsLoRA"
+    summary = "LoRA scaled by alpha / sqrt(rank), so that ranks of 32 and more keep learning."
+    paper = "Kalajdzievski 2023, arXiv 2312.03732"
