@@ -49,6 +49,10 @@ class TokenizedExample:
             return self
         return TokenizedExample(self.input_ids[:max_length], self.loss_mask[:max_length], self.row)
 
+    def after(self, ids: tuple[int, ...]) -> TokenizedExample:
+        """The same example with tokens before it that are not trained."""
+        return TokenizedExample(ids + self.input_ids, (False,) * len(ids) + self.loss_mask, self.row)
+
 
 @dataclass(frozen=True)
 class _Chat:
