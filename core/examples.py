@@ -6,12 +6,12 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from core.config import TrainConfig
 from core.data.records import Record
 from core.data.split import split
-from core.data.template import Progress, TokenizedExample, tokenize_all
+from core.data.template import Progress, tokenize_all
 from core.data.truncation import choose_max_length, truncate
 from core.errors import ConfigError, DatasetError
 
@@ -19,12 +19,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class Example(Protocol):
+    """One row as a task trains on it."""
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """Its tokens."""
+        ...
+
+    @property
+    def row(self) -> int:
+        """The row of the dataset, from 1."""
+        ...
+
+    @property
+    def n_trained(self) -> int:
+        """Terms of the loss."""
+        ...
+
+    def fingerprint(self) -> list[int]:
+        """Numbers that are equal for equal examples only."""
+        ...
+
+
 @dataclass(frozen=True)
 class Examples:
     """What a run trains on and measures with."""
 
-    train: tuple[TokenizedExample, ...]
-    validation: tuple[TokenizedExample, ...]
+    train: tuple[Any, ...]  # of the task's own kind of Example
+    validation: tuple[Any, ...]
     max_length: int  # tokens; longer examples were cut to this
     left_out: tuple[int, ...]  # rows whose prompt alone is longer than that
 
@@ -34,8 +57,7 @@ class Examples:
         for part in (self.train, self.validation):
             digest.update(len(part).to_bytes(8, "little"))
             for example in part:
-                digest.update(array("q", [len(example.input_ids), *example.input_ids]).tobytes())
-                digest.update(bytes(example.loss_mask))
+                digest.update(array("q", example.fingerprint()).tobytes())
         return digest.hexdigest()
 
 

@@ -21,8 +21,8 @@ from core.data.records import Message
 from core.data.rendering import encode_prompt
 from core.detokenize import Detokenizer
 from core.errors import ConfigError
-from core.evaluate import mode
 from core.loss import device_of
+from core.mode import mode
 from core.prompt import virtual_ids
 from core.sampling import TokenSampler
 

@@ -25,17 +25,17 @@ from torch import Tensor, nn
 
 from core.adapters import adapter_names, inject, set_adapter, training_rule
 from core.config import TrainConfig
-from core.data.batching import Batch, Sampler, collate, count_trained
+from core.data.batching import Sampler, count_trained
 from core.data.records import Record
 from core.data.template import Progress
 from core.errors import DivergedError, OutOfMemoryError
-from core.evaluate import evaluate_loss, mode
-from core.examples import prepare_examples
-from core.loss import device_of, find_head, loss_sum
 from core.methods import methods
+from core.mode import mode
 from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
 from core.rng import RandomState
 from core.schedule import plan_steps
+from core.tasks.completion import Completion
+from core.tasks.task import CountedBatch, Task, mean_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +76,9 @@ class Trainer:
     """Trains adapter `adapter` of a model on a dataset; injects it from `config.adapter` when the model lacks it.
 
     Public state: `step`, `total_steps`, `best_step` (0 when nothing was measured), `best_eval_loss`, `stopped_early`,
-    `plan` and `examples` (every automatic setting, resolved). Raises DatasetError when there is nothing to train on.
+    `plan` and `examples` (every automatic setting, resolved). `task` is completion unless given.
+
+    Raises DatasetError when there is nothing to train on.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class Trainer:
         config: TrainConfig,
         adapter: str = "default",
         progress: Progress | None = None,
+        task: Task | None = None,
     ) -> None:
         config = _with_learning_rate(config, model)
         self.model, self.tokenizer, self.config, self.adapter = model, tokenizer, config, adapter
         records = dataset if isinstance(dataset, Sequence) else dataset.records
         before = methods.get(config.adapter.method).virtual_tokens(config.adapter)
-        self.examples = prepare_examples(records, tokenizer, config, _context_length(model), progress, before)
+        self.task = task or Completion()
+        self.examples = self.task.prepare(records, tokenizer, config, _context_length(model), progress, before)
         self.plan = plan_steps(
             len(self.examples.train), config, len(self.examples.validation), self.examples.max_length
         )
@@ -103,7 +107,7 @@ class Trainer:
         self.rule = training_rule(model, adapter, self.total_steps)
         self.rule.sample = self._sample
         self.renew_optimizer()
-        self.head = find_head(model)
+        self.task.bind(model)
         self.sampler = Sampler(
             [len(example.input_ids) for example in self.examples.train],
             self.plan.batch_size,
@@ -153,7 +157,8 @@ class Trainer:
         """Measure the validation loss as the adapter is now; None without validation rows."""
         if not self.examples.validation:
             return None
-        return evaluate_loss(self.model, self.examples.validation, self._pad_id, self.plan.micro_batch_size, self.head)
+        validation, rows = self.examples.validation, self.plan.micro_batch_size
+        return mean_loss(self.task, self.model, validation, self._pad_id, rows)
 
     def _train_step(self) -> dict[str, Any]:
         """One update from one batch of rows, of which the gradients are summed over micro-batches.
@@ -166,7 +171,7 @@ class Trainer:
         losses: list[Tensor] = []
         tokens = 0
         for rows in micro_batches:
-            batch = collate([self.examples.train[row] for row in rows], self._pad_id)
+            batch = self.task.collate([self.examples.train[row] for row in rows], self._pad_id)
             losses.append(self._backward(batch, trained))
             tokens += batch.n_tokens
         if (penalty := self.rule.regularizer()) is not None:
@@ -183,10 +188,10 @@ class Trainer:
             "trained_tokens": trained,
         }
 
-    def _backward(self, batch: Batch, trained: int) -> Tensor:
+    def _backward(self, batch: CountedBatch, trained: int) -> Tensor:
         """Add the gradients of one micro-batch and return the sum of its losses."""
         try:
-            loss = loss_sum(self.model, self.head, batch.input_ids.to(device_of(self.model)), batch.labels)
+            loss = self.task.loss_sum(self.model, batch)
             torch.autograd.backward(loss / trained)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
@@ -218,8 +223,7 @@ class Trainer:
         """Run the model over a few training rows, each by itself, so that none is padded."""
         with torch.no_grad(), mode(self.model, training=False):
             for example in self.examples.train[:SAMPLE_ROWS]:
-                ids = collate([example], self._pad_id).input_ids
-                self.model(input_ids=ids.to(device_of(self.model)), use_cache=False)
+                self.task.loss_sum(self.model, self.task.collate([example], self._pad_id))
 
     def _diverged(self, losses: Sequence[Tensor], micro_batches: Sequence[Sequence[int]]) -> DivergedError:
         pairs = zip(losses, micro_batches, strict=True)
@@ -279,7 +283,7 @@ def _fact(model: nn.Module, name: str) -> int:
     return int(getattr(text, name, 0) or 0)
 
 
-def _out_of_memory(batch: Batch) -> OutOfMemoryError:
+def _out_of_memory(batch: CountedBatch) -> OutOfMemoryError:
     rows, length = batch.input_ids.shape
     smaller = f"Set micro_batch_size to {rows // 2}" if rows > 1 else f"Set max_length to {length // 2}"
     return OutOfMemoryError(

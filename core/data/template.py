@@ -49,6 +49,10 @@ class TokenizedExample:
             return self
         return TokenizedExample(self.input_ids[:max_length], self.loss_mask[:max_length], self.row)
 
+    def fingerprint(self) -> list[int]:
+        """Numbers that are equal for equal examples only."""
+        return [len(self.input_ids), *self.input_ids, *map(int, self.loss_mask)]
+
     def after(self, ids: tuple[int, ...]) -> TokenizedExample:
         """The same example with tokens before it that are not trained."""
         return TokenizedExample(ids + self.input_ids, (False,) * len(ids) + self.loss_mask, self.row)

@@ -20,6 +20,7 @@ from core.data.batching import collate
 from core.data.records import Message, Record
 from core.errors import DatasetError, DivergedError
 from core.evaluate import evaluate_loss
+from core.tasks.completion import Completion
 from core.train import StepMetrics, Trainer
 from tests.core.toy import (
     LENGTH,
@@ -238,7 +239,7 @@ def test_the_rows_of_a_poisoned_batch_are_named() -> None:
     token = toy_tokenizer()("Ω", add_special_tokens=False)["input_ids"][-1]
     with torch.no_grad():
         trainer.model.get_input_embeddings().weight[token] = math.nan
-    trainer.head = None  # a tied output layer would carry the NaN to every row
+    trainer.task = Completion()  # a tied output layer would carry the NaN to every row
     trainer.model.lm_head.weight = torch.nn.Parameter(toy_llama().lm_head.weight.detach().clone(), requires_grad=False)
     before = trained_state(trainer)
     with pytest.raises(DivergedError, match=r"rows 77\)") as caught:

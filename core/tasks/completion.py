@@ -1,0 +1,50 @@
+"""The next token of a causal language model: chat, instructions and plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from core.config import TrainConfig
+from core.data.batching import Batch, collate
+from core.data.records import Record
+from core.data.template import Progress, TokenizedExample
+from core.examples import Examples, prepare_examples
+from core.loss import Head, device_of, find_head, loss_sum
+from core.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Completion(Task):
+    """Cross entropy of the trained tokens; `head` is how the model makes logits, None where only it knows."""
+
+    def __init__(self, head: Head | None = None) -> None:
+        self.head = head
+
+    def bind(self, model: nn.Module) -> None:
+        """Find the model's head, adapted or not."""
+        self.head = find_head(model)
+
+    def prepare(
+        self,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TrainConfig,
+        context_length: int,
+        progress: Progress | None,
+        virtual_tokens: int,
+    ) -> Examples:
+        """Conversations as tokens, of which the answers are trained."""
+        return prepare_examples(records, tokenizer, config, context_length, progress, virtual_tokens)
+
+    def collate(self, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
+        """Token ids and labels (B, T)."""
+        return collate(examples, pad_id)
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum of -log p over the trained tokens."""
+        return loss_sum(model, self.head, batch.input_ids.to(device_of(model)), batch.labels)
