@@ -88,6 +88,9 @@ class AdapterConfig(Checked):
         "all-linear", "Layers that get an adapter: 'all-linear', name endings, or a regular expression."
     )
     exclude_modules: str | tuple[str, ...] = option((), "Layers left out although they match.")
+    target_parameters: tuple[str, ...] = option(
+        (), "Single parameters that get an adapter too, such as a mixture's experts: 'mlp.experts.down_proj'."
+    )
     rank_pattern: Mapping[str, int] = option({}, "Another rank for the layers whose name ends with (or matches) a key.")
     alpha_pattern: Mapping[str, float] = option(
         {}, "Another alpha for the layers whose name ends with (or matches) a key."
@@ -105,9 +108,12 @@ class AdapterConfig(Checked):
             value = getattr(self, name)
             if isinstance(value, (list, set)):
                 object.__setattr__(self, name, tuple(value))
-        if not self.target_modules:
+        if not self.target_modules and not self.target_parameters:
             raise ConfigError("No target modules are chosen.", "Choose at least one, or 'all-linear'.")
         object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
+        object.__setattr__(self, "target_parameters", tuple(self.target_parameters))
+        if self.target_parameters and self.lora_dropout:
+            raise ConfigError("lora_dropout does not work with target_parameters.", "Leave lora_dropout at 0.")
         for rank in self.rank_pattern.values():
             if not 1 <= rank <= 4096:
                 raise ConfigError(f"rank_pattern holds rank {rank}.", "Ranks are whole numbers from 1 to 4096.")

@@ -109,7 +109,8 @@ def _merged(job: Job, tensor: Tensor) -> Tensor:
     adapter, replacement = job.host.adapter(ADAPTER), job.host.replacement(ADAPTER)
     if replacement is not None and job.key in replacement.names:
         tensor = replacement.tensors()[job.key].to(tensor.dtype)
-    return merged_weight(tensor, [adapter]) if adapter is not None and job.key == "weight" else tensor
+    is_adapted = adapter is not None and job.key in adapter.changes
+    return merged_weight(tensor, [adapter.part(job.key)]) if adapter is not None and is_adapted else tensor
 
 
 def _repeated(plan: MergePlan, adapter_folder: Path) -> dict[str, str]:

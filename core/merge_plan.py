@@ -112,7 +112,8 @@ def _unchanged(path: Path) -> dict[str, Job]:
 def _changed_keys(host: AdaptedModule, adapter: str) -> list[str]:
     replacement = host.replacement(adapter)
     keys = list(replacement.names) if replacement is not None else []
-    return list(dict.fromkeys([*keys, "weight"])) if host.adapter(adapter) is not None else keys
+    part = host.adapter(adapter)
+    return keys if part is None else list(dict.fromkeys([*keys, *part.changes]))
 
 
 def _check_untie(skeleton: Any, tied: set[str], changed: set[str]) -> None:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from core.adapters.rule import TrainingRule
 from core.config import AdapterConfig
-from core.errors import AdapterError
+from core.errors import AdapterError, ConfigError
 from core.registry import Registry
 
 BLOCK_ELEMENTS = 1 << 22  # weights merged at once: 32 MiB in float64
@@ -29,6 +29,7 @@ class Places:
     targets: list[str] = field(default_factory=list)  # get an adapter
     saved: list[str] = field(default_factory=list)  # are trained whole, each on its own
     parts: dict[str, list[str]] = field(default_factory=dict)  # parameters trained whole; tied ones stay tied
+    parameters: dict[str, list[str]] = field(default_factory=dict)  # get an adapter of their own
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Adapter(nn.Module):
     peft_fields: ClassVar[Mapping[str, Any]] = {}  # what tells this method apart in adapter_config.json
     rule: ClassVar[type[TrainingRule]] = TrainingRule
     training_state: ClassVar[tuple[str, ...]] = ()  # buffers that only training needs, kept in its checkpoints
+    changes: tuple[str, ...] = ("weight",)  # the parameters of the module that its delta goes into
+    replaces_parameters: ClassVar[bool] = False
     exact_at_start: ClassVar[bool] = True  # a fresh adapter leaves the output exactly as it was
     is_blockwise: ClassVar[bool] = True  # a block of rows of the weight can be merged without the others
 
@@ -73,6 +76,22 @@ class Adapter(nn.Module):
     def from_base(cls, base: nn.Module, settings: LayerSettings) -> Adapter:
         """Make the adapter of a module, its tensors not filled yet; AdapterError when the method cannot adapt it."""
         raise NotImplementedError
+
+    @classmethod
+    def on_parameters(cls, base: nn.Module, settings: Mapping[str, LayerSettings]) -> Adapter:
+        """Make the adapter of single parameters of a module, by name; ConfigError when the method has none."""
+        raise ConfigError("This method cannot adapt single parameters.", "Leave target_parameters empty.")
+
+    def part(self, key: str) -> Adapter:
+        """What changes the parameter `key`, one of `changes`."""
+        return self
+
+    def changed_parameters(self, base: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters that the module is to run with in place of `values`, or else of its own.
+
+        Called only when `replaces_parameters`; most methods add to the output of the module instead.
+        """
+        return {}
 
     @classmethod
     def shared(cls, bases: Mapping[str, nn.Module], config: AdapterConfig, generator: torch.Generator | None) -> Any:
@@ -142,11 +161,6 @@ def layer_size(base: nn.Module) -> tuple[int, int]:
     return int(weight.shape[0]), int(weight.shape[1])
 
 
-def adapter_dtype(base: nn.Module) -> torch.dtype:
-    """Adapters are float32 whatever the base is, and float64 on a float64 base."""
-    return torch.float64 if base.get_parameter("weight").dtype == torch.float64 else torch.float32
-
-
 @torch.no_grad()
 def merged_weight(weight: Tensor, active: list[Adapter]) -> Tensor:
     """Return `weight` with the adapters in it: float64 sums over blocks of rows, rounded to its dtype once.
@@ -154,7 +168,7 @@ def merged_weight(weight: Tensor, active: list[Adapter]) -> Tensor:
     MPS has no float64; there the sums are float32.
     """
     wide = torch.float32 if weight.device.type == "mps" else torch.float64
-    step = max(1, BLOCK_ELEMENTS // max(1, weight.shape[-1]))
+    step = max(1, BLOCK_ELEMENTS // max(1, weight[:1].numel()))
     if not all(adapter.is_blockwise for adapter in active):
         step = weight.shape[0]
     merged = torch.empty_like(weight)

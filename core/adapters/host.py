@@ -134,11 +134,11 @@ class AdaptedModule(nn.Module):
         for name in names:
             if (replacement := self.replacement(name)) is not None:
                 values |= {key: value.clone() for key, value in replacement.cast_like(self.base_layer).items()}
-        if found:
-            weight = values.get("weight", self.base_layer.get_parameter("weight"))
+        for key in dict.fromkeys(key for adapter in found for key in adapter.changes):
+            weight = values.get(key, self.base_layer.get_parameter(key))
             if not weight.is_floating_point():
                 raise AdapterError("A quantised weight cannot be merged in place.", "Load the base in 16 or 32 bits.")
-            values["weight"] = merged_weight(weight, found)
+            values[key] = merged_weight(weight, [adapter.part(key) for adapter in found if key in adapter.changes])
         for key, value in values.items():
             self.originals[key] = self.base_layer.get_parameter(key)
             _set_parameter(self.base_layer, key, nn.Parameter(value, requires_grad=False))
@@ -155,10 +155,17 @@ class AdaptedModule(nn.Module):
     def _call_base(self, names: Sequence[str], args: Any, kwargs: Any) -> Any:
         if self.has_virtual_tokens:
             args, kwargs = (self._table_ids(_input(args, kwargs)),), {}
+        values: dict[str, Tensor] = {}
         for name in names:
             if (replacement := self.replacement(name)) is not None:
-                return functional_call(self.base_layer, replacement.cast_like(self.base_layer), args, kwargs)
-        return self.base_layer(*args, **kwargs)
+                values |= replacement.cast_like(self.base_layer)
+            if (adapter := self.adapter(name)) is not None and adapter.replaces_parameters:
+                values |= adapter.changed_parameters(self.base_layer, values)
+        return functional_call(self.base_layer, values, args, kwargs) if values else self.base_layer(*args, **kwargs)
+
+    def _runs_otherwise(self, name: str) -> bool:
+        adapter = self.adapter(name)
+        return adapter is not None and adapter.replaces_parameters
 
     def _adapt(self, names: Sequence[str], out: Any, args: Any, kwargs: Any) -> Any:
         for name in names:
@@ -182,7 +189,7 @@ class AdaptedModule(nn.Module):
             )
         for name, index in groups:
             args_here, kwargs_here = _pick((args, kwargs), index, rows.count)
-            if name in self.replacements:
+            if name in self.replacements or self._runs_otherwise(name):
                 piece = self._call_base((name,), args_here, kwargs_here)
             else:
                 piece = out.index_select(0, index)

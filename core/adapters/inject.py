@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from core.adapters.base import LayerSettings, Places, adapter_dtype, adapters, layer_kind, layer_size
+from core.adapters.base import LayerSettings, Places, adapters, layer_kind, layer_size
 from core.adapters.host import AdaptedModule, Replacement
 from core.adapters.rule import TrainingRule
 from core.adapters.targets import base_modules, check_every_entry
@@ -46,18 +46,25 @@ class Plan:
         """Paths of the modules that get an adapter."""
         return self.places.targets
 
+    def parameter_settings(self, path: str, loads: bool = False) -> dict[str, LayerSettings]:
+        """The settings of single parameters of one module, by their names."""
+        names = self.places.parameters[path]
+        return {name: self._settings(f"{path}.{name}", self.modules[path].get_parameter(name), loads) for name in names}
+
     def settings(self, path: str, shared: Any = None, loads: bool = False) -> LayerSettings:
         """The settings of one target, after the patterns; `loads` wants memory also where the base has none."""
-        base, config = self.modules[path], self.config
+        return replace(self._settings(path, self.modules[path].get_parameter("weight"), loads), shared=shared)
+
+    def _settings(self, path: str, weight: nn.Parameter, loads: bool) -> LayerSettings:
+        config = self.config
         return LayerSettings(
             r=pattern_value(config.rank_pattern, path, config.r),
             lora_alpha=pattern_value(config.alpha_pattern, path, config.lora_alpha),
             lora_dropout=config.lora_dropout,
             use_rslora=config.use_rslora,
-            device=_device(base.get_parameter("weight"), loads),
-            dtype=adapter_dtype(base),
+            device=_device(weight, loads),
+            dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32,
             options=options_of(config),
-            shared=shared,
         )
 
 
@@ -139,6 +146,11 @@ def attach(
     shared = method.shared({path: plan.modules[path] for path in plan.targets}, plan.config, generator)
     for path in plan.targets:
         adapter = method.from_base(plan.modules[path], plan.settings(path, shared, loads))
+        if not loads:
+            adapter.reset_parameters(generator)
+        host_of(model, record, path).add(name, adapter)
+    for path in plan.places.parameters:
+        adapter = method.on_parameters(plan.modules[path], plan.parameter_settings(path, loads))
         if not loads:
             adapter.reset_parameters(generator)
         host_of(model, record, path).add(name, adapter)

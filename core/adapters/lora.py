@@ -7,12 +7,14 @@ the update is zero at the start; for an embedding it is A that starts at zero, a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
+from core.adapters.experts import ModuleParameters
 
 
 @adapters.register("lora")
@@ -37,6 +39,11 @@ class LoRA(Adapter):
         """Make the LoRA that fits the kind of `base`."""
         kind = cls.on_embedding() if isinstance(base, nn.Embedding) else cls
         return kind(base, settings, cls.scaling(settings))
+
+    @classmethod
+    def on_parameters(cls, base: nn.Module, settings: Mapping[str, LayerSettings]) -> Adapter:
+        """LoRA on the experts of a mixture."""
+        return ModuleParameters.of(base, settings, [cls.scaling(own) for own in settings.values()])
 
     @classmethod
     def on_embedding(cls) -> type[LoRA]:

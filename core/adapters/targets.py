@@ -38,7 +38,28 @@ def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, n
 def find_places(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig) -> Places:
     """Where the settings put an adapter: its targets, `modules_to_save`, and the biases that train."""
     targets, saved = find_targets(model, modules, config), find_saved(modules, config)
-    return Places(targets, saved, {path: ["bias"] for path in _find_biases(modules, config.bias, targets, saved)})
+    biases = {path: ["bias"] for path in _find_biases(modules, config.bias, targets, saved)}
+    return Places(targets, saved, biases, find_parameters(modules, config.target_parameters))
+
+
+def find_parameters(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Parameters by PEFT's rule, the whole name or its end, under the module that owns them.
+
+    Raises ConfigError for an entry that matches nothing, or the weight of a layer, which target_modules is for.
+    """
+    found: dict[str, list[str]] = {}
+    for path, module in modules.items():
+        for name, _ in module.named_parameters(recurse=False):
+            if wanted and not set(endings(f"{path}.{name}")).isdisjoint(wanted):
+                found.setdefault(path, []).append(name)
+    known = {ending for path, names in found.items() for name in names for ending in endings(f"{path}.{name}")}
+    for entry in wanted:
+        if entry not in known:
+            raise ConfigError(f"target_parameters {entry!r} matches no parameter.", "See named_parameters().")
+    for path in found:
+        if isinstance(modules[path], ADAPTABLE):
+            raise ConfigError(f"{path!r} is a layer, not a bare parameter.", "Name it in target_modules instead.")
+    return found
 
 
 def _find_biases(modules: Mapping[str, nn.Module], mode: str, targets: list[str], saved: list[str]) -> list[str]:
@@ -72,7 +93,7 @@ def find_targets(
     a match is of a kind that cannot be adapted.
     """
     found = _match(model, modules, config)
-    if not check:
+    if not check or (config.target_parameters and not config.target_modules):
         return found
     if not found:
         raise _no_match("target_modules", config.target_modules, modules)

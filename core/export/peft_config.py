@@ -77,7 +77,6 @@ _REFUSED = {
     "lora_bias": "a bias in lora_B",
     "megatron_config": "Megatron's parallel layers",
     "monteclora_config": "MonteCLoRA",
-    "target_parameters": "adapters on single parameters (mixture-of-experts weights)",
     "trainable_token_indices": "trainable tokens",
     "use_bdlora": "block-diagonal LoRA",
     "use_dora": "DoRA",
@@ -104,7 +103,8 @@ def read_adapter_config(folder: Path | str) -> AdapterConfig:
         r=_typed(values, "r", int, 8),
         lora_alpha=float(_typed(values, "lora_alpha", (int, float), 8)),
         lora_dropout=float(_typed(values, "lora_dropout", (int, float), 0.0)),
-        target_modules=_names("target_modules", targets),
+        target_modules=_names("target_modules", targets, values.get("target_parameters")),
+        target_parameters=tuple(_names("target_parameters", values.get("target_parameters"))),
         exclude_modules=_names("exclude_modules", values.get("exclude_modules")),
         rank_pattern=_pattern(values, "rank_pattern", int),
         alpha_pattern=_pattern(values, "alpha_pattern", (int, float)),
@@ -196,6 +196,7 @@ def peft_values(config: AdapterConfig, targets: str | Sequence[str], **facts: An
         "lora_dropout": config.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
         "exclude_modules": _listed(config.exclude_modules),
+        "target_parameters": _listed(config.target_parameters),
         "modules_to_save": _listed(config.modules_to_save),
         "use_rslora": config.use_rslora,
         "bias": config.bias,
@@ -221,9 +222,9 @@ def _typed(values: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any
     return value
 
 
-def _names(name: str, value: Any) -> str | tuple[str, ...]:
+def _names(name: str, value: Any, parameters: Any = None) -> str | tuple[str, ...]:
     if value is None or value == []:
-        if name == "target_modules":
+        if name == "target_modules" and not parameters:
             raise AdapterError(f"{CONFIG_NAME} has no target_modules.", "Save the adapter again.")
         return ()
     if isinstance(value, str) and name != "modules_to_save":

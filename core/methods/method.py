@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from core.models import ModelInfo
 
 LORA_SETTINGS = frozenset({"r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"})
-PLACES = frozenset({"target_modules", "exclude_modules", "modules_to_save", "bias"})
+PLACES = frozenset({"target_modules", "target_parameters", "exclude_modules", "modules_to_save", "bias"})
 LAYERS = frozenset({"linear", "conv1d", "embedding"})
 VARIANT, BASELINE = "variant", "baseline"
 

@@ -277,7 +277,6 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
         ({"init_lora_weights": "corda"}, "'corda'"),
         ({"init_lora_weights": 1}, "started from 1"),
         ({"lora_bias": True}, "lora_B"),
-        ({"target_parameters": ["experts.up"]}, "mixture-of-experts"),
         ({"trainable_token_indices": [1]}, "trainable tokens"),
         ({"a_future_switch": True}, "'a_future_switch'"),
         ({"r": "8"}, "r in adapter_config.json is '8'"),

@@ -21,7 +21,7 @@ def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
         f.name for kind in (AdapterConfig, DataConfig, OptimConfig, TrainConfig) for f in dataclasses.fields(kind)
     }
     left_out = {
-        "adapter", "data", "optim", "method", "target_modules", "exclude_modules",
+        "adapter", "data", "optim", "method", "target_modules", "target_parameters", "exclude_modules",
         "rank_pattern", "alpha_pattern", "modules_to_save", "method_options",
     }  # fmt: skip
     assert {spec.name for spec in forms.fields()} == settings - left_out
