@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from core.adapters.rule import TrainingRule
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
+from core.quantize.linear import QuantizedLinear
 from core.registry import Registry
 
 BLOCK_ELEMENTS = 1 << 22  # weights merged at once: 32 MiB in float64
@@ -148,17 +149,28 @@ def layer_kind(base: nn.Module) -> str:
     """linear, conv1d or embedding, as `Method.layers` lists them."""
     if isinstance(base, nn.Embedding):
         return "embedding"
-    return "conv1d" if isinstance(base, Conv1D) else "linear"
+    was_conv1d = isinstance(base, QuantizedLinear) and base.is_conv1d
+    return "conv1d" if was_conv1d or isinstance(base, Conv1D) else "linear"
 
 
 def layer_size(base: nn.Module) -> tuple[int, int]:
-    """Input and output features of a Linear, Conv1D or Embedding, also of a packed 4-bit one."""
-    if isinstance(base, nn.Linear):
+    """Input and output features of a Linear, Conv1D or Embedding, also of a quantised one."""
+    if isinstance(base, (nn.Linear, QuantizedLinear)):
         return base.in_features, base.out_features
     if isinstance(base, nn.Embedding):
         return base.num_embeddings, base.embedding_dim
     weight = base.get_parameter("weight")
     return int(weight.shape[0]), int(weight.shape[1])
+
+
+def weight_like(base: nn.Module) -> Tensor:
+    """A tensor on the device, and of the dtype, of a module's weight: the weight itself, unless it is quantised."""
+    return base.get_buffer("like") if isinstance(base, QuantizedLinear) else base.get_parameter("weight")
+
+
+def weight_value(base: nn.Module) -> Tensor:
+    """A module's frozen weight in its own layout; of a quantised one its value, (out, in), worked out at every call."""
+    return base.weight if isinstance(base, QuantizedLinear) else base.get_parameter("weight")
 
 
 @torch.no_grad()

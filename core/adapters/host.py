@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from core.adapters.base import Adapter, merged_weight
 from core.errors import AdapterError
+from core.quantize.linear import QuantizedLinear
 
 
 class Replacement(nn.Module):
@@ -54,6 +55,7 @@ class AdaptedModule(nn.Module):
         self.active: tuple[str, ...] = ()
         self.rows: RowGroups | None = None
         self.originals: dict[str, nn.Parameter] = {}  # not empty only while merged
+        self.packed: nn.Module | None = None  # a quantised base_layer, while a merged dense one stands in for it
         self.training = base_layer.training
 
     def __getattr__(self, name: str) -> Any:
@@ -128,8 +130,13 @@ class AdaptedModule(nn.Module):
 
     @torch.no_grad()
     def merge(self, names: Sequence[str]) -> None:
-        """Put adapters into the original module's parameters; the originals are kept, for `unmerge` and for ties."""
+        """Put adapters into the original module's parameters; the originals are kept, for `unmerge` and for ties.
+
+        A quantised module is dense while it is merged: rounding the sum to 4 bits again would lose most of it.
+        """
         found = [adapter for name in names if (adapter := self.adapter(name)) is not None]
+        if found and isinstance(self.base_layer, QuantizedLinear):
+            self.packed, self.base_layer = self.base_layer, self.base_layer.to_linear()
         values: dict[str, Tensor] = {}
         for name in names:
             if (replacement := self.replacement(name)) is not None:
@@ -151,6 +158,8 @@ class AdaptedModule(nn.Module):
                 original.data = original.data.to(device)
             _set_parameter(self.base_layer, key, original)
         self.originals = {}
+        if self.packed is not None:
+            self.base_layer, self.packed = self.packed, None
 
     def _call_base(self, names: Sequence[str], args: Any, kwargs: Any) -> Any:
         if self.has_virtual_tokens:

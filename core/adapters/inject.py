@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.adapters.base import LayerSettings, Places, adapters, layer_kind, layer_size
+from core.adapters.base import LayerSettings, Places, adapters, layer_kind, layer_size, weight_like
 from core.adapters.host import AdaptedModule, Replacement
 from core.adapters.rule import TrainingRule
 from core.adapters.targets import base_modules, check_every_entry
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
 from core.methods import methods, options_of
+from core.quantize.linear import QuantizedLinear
 from core.selection import pattern_value
 
 _RECORD = "_lora_studio_adapters"  # attribute of the model that holds its ModelAdapters
@@ -53,9 +54,9 @@ class Plan:
 
     def settings(self, path: str, shared: Any = None, loads: bool = False) -> LayerSettings:
         """The settings of one target, after the patterns; `loads` wants memory also where the base has none."""
-        return replace(self._settings(path, self.modules[path].get_parameter("weight"), loads), shared=shared)
+        return replace(self._settings(path, weight_like(self.modules[path]), loads), shared=shared)
 
-    def _settings(self, path: str, weight: nn.Parameter, loads: bool) -> LayerSettings:
+    def _settings(self, path: str, weight: torch.Tensor, loads: bool) -> LayerSettings:
         config = self.config
         return LayerSettings(
             r=pattern_value(config.rank_pattern, path, config.r),
@@ -118,6 +119,8 @@ def plan_adapter(model: nn.Module, config: AdapterConfig, name: str, is_strict: 
     for path in plan.targets:
         plan.settings(path)  # a bad pattern shows now, not when half of the model is wrapped
         _check_kind(config.method, path, modules[path])
+    for path, names in ({path: ["weight"] for path in plan.places.saved} | plan.places.parts).items():
+        _check_dense(path, modules[path], names)
     if is_strict:
         check_every_entry(modules, config)
         for path in plan.targets:
@@ -129,6 +132,14 @@ def _check_kind(method: str, path: str, base: nn.Module) -> None:
     kind, about = layer_kind(base), methods.get(method)
     if kind not in about.layers:
         raise ConfigError(f"{about.title} cannot adapt {path!r}, which is of kind {kind}.", "Leave this layer out.")
+
+
+def _check_dense(path: str, base: nn.Module, names: Iterable[str]) -> None:
+    """Raise ConfigError when a weight that is to train whole is quantised; a quantised layer's bias may train."""
+    if "weight" in names and any(isinstance(module, QuantizedLinear) for module in base.modules()):
+        raise ConfigError(
+            f"{path!r} is quantised, so its weight cannot train.", "Set quantization to none, or leave this layer out."
+        )
 
 
 def attach(

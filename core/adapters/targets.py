@@ -12,9 +12,11 @@ from core.adapters.base import Places
 from core.adapters.host import AdaptedModule
 from core.config import AdapterConfig
 from core.errors import ConfigError
+from core.quantize.linear import QuantizedLinear
 from core.selection import ALL_LINEAR, endings, is_saved, matches
 
-ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
+LINEAR = (nn.Linear, Conv1D, QuantizedLinear)
+ADAPTABLE = (*LINEAR, nn.Embedding)
 CLASSIFIER_NAMES = ("classifier", "score")  # the heads of transformers' classification models
 
 
@@ -116,7 +118,7 @@ def _match(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterCo
     """Paths that are wanted, not excluded, and not in (or the same as) a module that is trained whole."""
     wanted = config.target_modules
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-        wanted = _all_linear(model, modules)
+        wanted = all_linear(model, modules)
     rules = (wanted, config.exclude_modules)
     targets, excluded = (rule if isinstance(rule, str) else frozenset(rule) for rule in rules)
     return [
@@ -128,13 +130,13 @@ def _match(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterCo
     ]
 
 
-def _all_linear(model: nn.Module, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+def all_linear(model: nn.Module, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     """Every Linear and Conv1D but the output layer; and none inside MultiheadAttention, which bypasses its own."""
     output = _output_layer(model)
     return tuple(
         path
         for path, module in modules.items()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and not _is_bypassed(path, modules)
+        if isinstance(module, LINEAR) and module is not output and not _is_bypassed(path, modules)
     )
 
 
@@ -154,7 +156,7 @@ def _is_bypassed(path: str, modules: Mapping[str, nn.Module]) -> bool:
 
 def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
     if not isinstance(modules[path], ADAPTABLE):
-        inner = [name for name, child in modules[path].named_modules() if isinstance(child, (nn.Linear, Conv1D))]
+        inner = [name for name, child in modules[path].named_modules() if isinstance(child, LINEAR)]
         raise ConfigError(
             f"{path!r} is a {type(modules[path]).__name__}; adapters fit Linear, Conv1D and Embedding layers.",
             f"Choose the layers in it: {', '.join(inner[:8])}." if inner else "Leave it out.",

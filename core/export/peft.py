@@ -64,9 +64,7 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str = "default", ba
 
 
 def _config_values(model: nn.Module, name: str, base_model: str) -> dict[str, object]:
-    from transformers.pytorch_utils import Conv1D
-
-    from core.adapters.base import adapters
+    from core.adapters.base import adapters, layer_kind
     from core.adapters.inject import known
 
     record = known(model, (name,))
@@ -80,7 +78,7 @@ def _config_values(model: nn.Module, name: str, base_model: str) -> dict[str, ob
         rank_pattern=_portable_pattern(config.rank_pattern, config.r, targets),
         alpha_pattern=_portable_pattern(config.alpha_pattern, config.lora_alpha, targets),
         peft_type=method.peft_type,
-        fan_in_fan_out=any(isinstance(record.hosts[path].base_layer, Conv1D) for path in targets),
+        fan_in_fan_out=any(layer_kind(record.hosts[path].base_layer) == "conv1d" for path in targets),
         base_model_name_or_path=base_model or None,
         task_type=next((task for ending, task in _TASKS.items() if architecture.endswith(ending)), None),
         **method.peft_fields,

@@ -1,0 +1,65 @@
+"""Quantising the frozen base of a model, layer by layer, and what a weight is after that."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from core.adapters.targets import all_linear, base_modules
+from core.errors import ConfigError
+from core.quantize import kernels
+from core.quantize.linear import LAYERS, QuantizedLinear
+from core.quantize.size import NF4, NONE, QUANTIZATIONS
+
+logger = logging.getLogger(__name__)
+
+
+def check_quantization(quantization: str) -> None:
+    """Raise ConfigError for a kind that there is not."""
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(f"quantization is {quantization!r}.", f"Pick one of: {', '.join(QUANTIZATIONS)}.")
+
+
+def quantizable(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that are quantised, by path: every Linear and Conv1D but the output layer."""
+    modules = base_modules(model)
+    paths = all_linear(model, modules)
+    return {path: modules[path] for path in paths if isinstance(modules[path], (nn.Linear, Conv1D))}
+
+
+@torch.no_grad()
+def quantize_model(model: nn.Module, quantization: str, device: str | torch.device | None = None) -> None:
+    """Replace a model's layers by quantised ones, each on `device`, or else where it is.
+
+    One layer at a time is there twice, so the peak is the memory of the dense model and of its largest layer.
+    """
+    check_quantization(quantization)
+    if quantization == NONE:
+        return
+    kind = LAYERS[quantization]
+    paths = list(quantizable(model))
+    for path in paths:
+        parent, _, leaf = path.rpartition(".")
+        holder = model.get_submodule(parent)
+        setattr(holder, leaf, kind.from_layer(holder.get_submodule(leaf).to(device)))
+    kernel = "bitsandbytes' CUDA kernel" if quantization == NF4 and _uses_kernel(device) else "plain PyTorch"
+    logger.info("%d layers are quantised to %s and unpacked by %s", len(paths), quantization, kernel)
+
+
+def _uses_kernel(device: str | torch.device | None) -> bool:
+    return device is not None and kernels.can_run(torch.device(device), torch.bfloat16)
+
+
+def quantization_of(model: nn.Module) -> str:
+    """How the base of a model is quantised: none, nf4 or int8."""
+    return next((module.kind for module in model.modules() if isinstance(module, QuantizedLinear)), NONE)
+
+
+def rounded_weight(weight: Tensor, quantization: str, is_conv1d: bool = False) -> Tensor:
+    """A weight's value after it was quantised, in float32 and in the layout that it came in."""
+    if is_conv1d:
+        return rounded_weight(weight.T, quantization).T.contiguous()
+    return LAYERS[quantization](weight).dequantize(torch.float32)
