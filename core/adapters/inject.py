@@ -215,7 +215,9 @@ def training_rule(model: nn.Module, name: str, total_steps: int) -> TrainingRule
     config = record.configs[name]
     methods.get(config.method).check_steps(config, total_steps)
     found = {path: part for path, host in record.hosts.items() if (part := host.adapter(name)) is not None}
-    return adapters.get(config.method).rule(found, config, total_steps)
+    rule = adapters.get(config.method).rule(found, config, total_steps)
+    rule.reconfigure = lambda changed: record.configs.update({name: changed})
+    return rule
 
 
 def adapter_names(model: nn.Module) -> list[str]:

@@ -25,6 +25,7 @@ class TrainingRule:
         self.config = config
         self.total_steps = total_steps
         self.sample: Callable[[], None] = _nothing  # runs the model over a sample of rows: no gradient, no dropout
+        self.reconfigure: Callable[[AdapterConfig], None] = _keep  # tells the model's record of a changed config
 
     def regularizer(self) -> Tensor | None:
         """A scalar added to the mean loss of step, or None."""
@@ -58,3 +59,7 @@ class TrainingRule:
 
 def _nothing() -> None:
     """No sample."""
+
+
+def _keep(config: AdapterConfig) -> None:
+    """No record."""
