@@ -11,11 +11,12 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ModelError
+from core.quantize.size import NONE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,6 +78,7 @@ class ModelInfo:
     licence: str
     size_bytes: int
     targets: tuple[Target, ...]
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False, repr=False)  # shapes by name
 
     def linear_targets(self) -> tuple[Target, ...]:
         """The targets that 'all-linear' means."""
@@ -107,6 +109,7 @@ def inspect_model(folder: Path) -> ModelInfo:
         licence=_licence(folder),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         targets=_targets(tensors, is_conv1d=model_type in _CONV1D_MODELS),
+        tensors={name: shape for name, (_, shape) in sorted(tensors.items(), key=lambda item: _natural(item[0]))},
     )
 
 
@@ -276,12 +279,14 @@ def _licence(folder: Path) -> str:
 
 
 def load_model(
-    source: str | Path, dtype: str = "auto", device: str | None = None
+    source: str | Path, dtype: str = "auto", device: str | None = None, quantization: str = NONE
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model, frozen and in eval mode, with its tokenizer.
 
     `source` is a folder, or a hub id, which is fetched first (safetensors only, no code of its own).
     `dtype` "auto" is bfloat16 on a GPU that computes in it and float32 elsewhere; `device` None picks CUDA, MPS or CPU.
+    `quantization` "nf4" or "int8" keeps the weights of all linear layers but the output layer in 4 or 8 bits, and
+    `dtype` is what they compute in; while it loads, the host needs memory for the weights as they are in the files.
     Raises ModelError when the model is missing, unsafe, or not a causal language model.
     """
     import torch
@@ -296,16 +301,28 @@ def load_model(
     device = device or best_device()
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    read_as = dtype if quantization == NONE else stored_dtype(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder, dtype=getattr(torch, read_as), local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{folder.name!r} cannot be loaded: {reason}", "Pick a causal language model.") from error
     module: Any = model  # transformers' own annotation of `to` is wrong
     module.requires_grad_(False)
+    if quantization != NONE:
+        from core.quantize.model import cast_model, quantize_model
+
+        quantize_model(module, quantization, device)
+        cast_model(module, getattr(torch, dtype))
     return module.to(device).eval(), load_tokenizer(folder)
+
+
+def stored_dtype(folder: Path) -> str:
+    """The number format that holds every weight of a model's files exactly: theirs, or float32 when they differ."""
+    found = {_DTYPE_NAMES.get(dtype, "float32") for _, (dtype, _) in _tensors(folder)}
+    return found.pop() if len(found) == 1 else "float32"
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -267,7 +267,7 @@ def _with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
     """The config with the learning rate filled in, when it is left to be picked."""
     if config.optim.learning_rate:
         return config
-    rate = methods.get(config.adapter.method).learning_rate(_fact(model, "hidden_size"))
+    rate = methods.get(config.adapter.method).learning_rate(_fact(model, "hidden_size"), config.adapter)
     optim = replace(config.optim, learning_rate=rate)
     return replace(config, optim=optim)
 

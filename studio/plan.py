@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from core.config import AdapterConfig, TrainConfig
+from core.errors import ConfigError
 from core.memory import estimate_memory
 from core.methods import methods
-from core.models import ModelInfo, Target
+from core.models import ModelInfo
 from core.schedule import StepPlan, plan_steps
-from core.selection import selected_targets
 from studio.views import Check, DeviceView, PlanView
 
 CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
@@ -35,20 +35,21 @@ class Facts:
 
 def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     """Work out everything the plan card shows."""
-    longest = _max_length(facts, config)
+    method = methods.get(config.adapter.method)
+    virtual = method.virtual_tokens(config.adapter)
+    longest = _max_length(facts, config, virtual)
     validation = min(config.data.validation_max_rows, round(facts.rows * config.data.validation_share))
     steps = plan_steps(facts.rows - validation, config, validation, longest)
-    lengths = [min(length, longest) for length in facts.lengths] or [0]
+    lengths = [min(length + virtual, longest) for length in facts.lengths] or [0]
     tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows)
-    targets = selected_targets(facts.info, config.adapter)
-    trainable = methods.get(config.adapter.method).trainable_parameters(facts.info, config.adapter)
+    trainable = method.trainable_parameters(facts.info, config.adapter)
     memory = estimate_memory(facts.info, config, steps.micro_batch_size, longest, _dtype(facts, config))
     total = sum(memory.values())
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
     free = facts.device.memory_total_bytes - facts.device.memory_used_bytes
     checks = (
-        *_adapter_checks(facts.info, config.adapter, targets),
-        *_data_checks(facts, config, longest),
+        *_adapter_checks(facts.info, config.adapter),
+        *_data_checks(facts, config, longest, virtual),
         *_setting_checks(facts.info, config),
         *_room_checks(total, free, disk, facts.disk_free_bytes),
     )
@@ -60,7 +61,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
         tokens_per_epoch=tokens_per_epoch,
         trainable_parameters=trainable,
         total_parameters=facts.info.parameters,
-        seconds=_seconds(facts, steps, tokens_per_epoch),
+        seconds=_seconds(facts, steps, tokens_per_epoch, trainable),
         memory=memory,
         memory_total_bytes=total,
         memory_free_bytes=free,
@@ -69,22 +70,24 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     )
 
 
-def _max_length(facts: Facts, config: TrainConfig) -> int:
+def _max_length(facts: Facts, config: TrainConfig, virtual_tokens: int) -> int:
+    """The longest example, with the virtual tokens before it."""
     if config.data.max_length:
-        return config.data.max_length
+        return config.data.max_length + virtual_tokens
     ordered = sorted(facts.lengths) or [0]
     p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    rounded = max(64, -(-p99 // 64) * 64)
+    rounded = max(64, -(-p99 // 64) * 64) + virtual_tokens
     return min(rounded, facts.info.context_length or rounded)
 
 
-def _seconds(facts: Facts, steps: StepPlan, tokens_per_epoch: int) -> float | None:
+def _seconds(facts: Facts, steps: StepPlan, tokens_per_epoch: int, trainable: int) -> float | None:
     tokens = tokens_per_epoch * steps.total_steps / steps.steps_per_epoch
     if facts.tokens_per_second:
         return tokens / facts.tokens_per_second
     if facts.device.kind != "cpu":
         return None
-    return tokens * 4 * facts.info.parameters / (cpu_flops() * CPU_EFFICIENCY)  # forward and dX of a frozen base
+    flops = 4 * facts.info.parameters + 2 * trainable  # forward and dX through everything, dW of what trains
+    return tokens * flops / (cpu_flops() * CPU_EFFICIENCY)
 
 
 @cache
@@ -102,20 +105,29 @@ def cpu_flops() -> float:
     return 2 * size**3 / best
 
 
-def _adapter_checks(info: ModelInfo, config: AdapterConfig, targets: Sequence[Target]) -> Iterator[Check]:
+def _adapter_checks(info: ModelInfo, config: AdapterConfig) -> Iterator[Check]:
+    method = methods.get(config.method)
+    try:
+        method.check_model(info, config)
+    except ConfigError as error:
+        yield Check("error", error.what, error.fix)
+        return
+    if "target_modules" not in method.uses:
+        return
+    targets = method.targets(info, config)
     if not targets:
         names = ", ".join(target.name for target in info.linear_targets())
         yield Check("error", "The chosen target modules match no layer of this model.", f"It has: {names}.")
         return
     yield Check("ok", f"{sum(target.count for target in targets)} layers get an adapter.")
     name, smallest = min(((t.name, min(shape)) for t in targets for shape in t.shapes), key=lambda item: item[1])
-    if config.r > smallest:
+    if "r" in method.uses and config.r > smallest:
         yield Check(
             "error", f"Rank {config.r} is above the size of {name} ({smallest}).", f"Pick a rank of at most {smallest}."
         )
 
 
-def _data_checks(facts: Facts, config: TrainConfig, longest: int) -> Iterator[Check]:
+def _data_checks(facts: Facts, config: TrainConfig, longest: int, virtual_tokens: int) -> Iterator[Check]:
     if facts.rows == 0:
         yield Check("error", "The dataset has no usable row.", "Pick another one.")
     elif facts.rows < FEW_ROWS:
@@ -127,7 +139,7 @@ def _data_checks(facts: Facts, config: TrainConfig, longest: int) -> Iterator[Ch
         yield Check(
             "error", f"The longest example has {longest} tokens; the model reads {context}.", "Lower max_length."
         )
-    cut = sum(length > longest for length in facts.lengths) / max(1, len(facts.lengths))
+    cut = sum(length + virtual_tokens > longest for length in facts.lengths) / max(1, len(facts.lengths))
     if cut > FEW_CUT:
         yield Check("warning", f"About {cut:.1%} of the rows are cut at {longest} tokens.", "Raise max_length.")
     else:
@@ -149,13 +161,14 @@ def _dtype(facts: Facts, config: TrainConfig) -> str:
 
 def _setting_checks(info: ModelInfo, config: TrainConfig) -> Iterator[Check]:
     if not config.optim.learning_rate:
-        rate = methods.get(config.adapter.method).learning_rate(info.hidden_size)
+        rate = methods.get(config.adapter.method).learning_rate(info.hidden_size, config.adapter)
         yield Check("ok", f"The learning rate will be {rate:g}.")
     if config.optim.learning_rate > HIGH_LEARNING_RATE:
         yield Check(
             "warning", f"A learning rate of {config.optim.learning_rate:g} often diverges.", "Try 2e-4 to 1e-3."
         )
-    if config.adapter.lora_alpha / config.adapter.r > HIGH_ALPHA_RATIO:
+    is_lora = methods.get(config.adapter.method).uses >= {"r", "lora_alpha"}
+    if is_lora and config.adapter.lora_alpha / config.adapter.r > HIGH_ALPHA_RATIO:
         yield Check("warning", "Alpha is more than 8 times the rank.", "Alpha of twice the rank is usual.")
     if config.epochs > MANY_EPOCHS and not config.patience:
         yield Check("warning", f"{config.epochs:g} epochs without early stopping.", "Set patience to 3.")

@@ -13,7 +13,7 @@ from core.schedule import suggest_learning_rate
 from core.selection import is_saved, pattern_value, selected_targets
 
 if TYPE_CHECKING:
-    from core.models import ModelInfo
+    from core.models import ModelInfo, Target
 
 LORA_SETTINGS = frozenset({"r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"})
 PLACES = frozenset({"target_modules", "target_parameters", "exclude_modules", "modules_to_save", "bias"})
@@ -34,6 +34,7 @@ class Method:
     suggested: ClassVar[Mapping[str, Any]] = {}  # settings that suit it better than the general defaults
     learning_rate_factor: ClassVar[float] = 1.0  # its usual learning rate, in LoRA's
     merges: ClassVar[bool] = True  # its change folds into the weights
+    unmergeable: ClassVar[str] = ""  # why it does not, as the second half of a sentence
     layers: ClassVar[frozenset[str]] = LAYERS  # kinds of layer that it can adapt
 
     @classmethod
@@ -55,6 +56,10 @@ class Method:
         """Raise ConfigError when a run of that many optimizer steps is too short for the method's own schedule."""
 
     @classmethod
+    def check_model(cls, info: ModelInfo, config: AdapterConfig) -> None:
+        """Raise ConfigError when the method has nothing to train on a model, as far as its files tell."""
+
+    @classmethod
     def check_layer(cls, config: AdapterConfig, path: str, d_in: int, d_out: int) -> None:
         """Raise ConfigError when the method cannot adapt a layer of that size."""
         r = pattern_value(config.rank_pattern, path, config.r)
@@ -63,6 +68,11 @@ class Method:
                 f"Rank {r} is larger than layer {path!r}, which is {d_in} x {d_out}.",
                 f"Choose a rank up to {min(d_in, d_out)}, give this layer its own in rank_pattern, or leave it out.",
             )
+
+    @classmethod
+    def targets(cls, info: ModelInfo, config: AdapterConfig) -> tuple[Target, ...]:
+        """The layers of a model that get an adapter."""
+        return selected_targets(info, config)
 
     @classmethod
     def layer_parameters(cls, config: AdapterConfig, r: int, d_in: int, d_out: int) -> int:
@@ -77,15 +87,20 @@ class Method:
         """
         layers = sum(
             cls.layer_parameters(config, pattern_value(config.rank_pattern, path, config.r), *shape)
-            for target in selected_targets(info, config)
+            for target in cls.targets(info, config)
             for path, shape in zip(target.paths, target.shapes, strict=True)
         )
         return layers + whole_parameters(info, config)
 
     @classmethod
-    def learning_rate(cls, hidden_size: int) -> float:
+    def rate_factor(cls, config: AdapterConfig) -> float:
+        """The usual learning rate with these settings, in LoRA's."""
+        return cls.learning_rate_factor
+
+    @classmethod
+    def learning_rate(cls, hidden_size: int, config: AdapterConfig) -> float:
         """A learning rate for a model this wide, rounded to two digits."""
-        return float(f"{cls.learning_rate_factor * suggest_learning_rate(hidden_size):.1e}")
+        return float(f"{cls.rate_factor(config) * suggest_learning_rate(hidden_size):.1e}")
 
     @classmethod
     def virtual_tokens(cls, config: AdapterConfig) -> int:
