@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from core.errors import ConfigError
+from core.quantize.size import QUANTIZATIONS
 
 C = TypeVar("C")
 
@@ -215,6 +216,11 @@ class TrainConfig(Checked):
         "auto",
         "Number format of the frozen base; adapters are always trained in float32.",
         choices=("auto", "float32", "bfloat16"),
+    )
+    quantization: str = option(
+        "none",
+        "Keep the frozen base in 4 bits (nf4, as QLoRA does) or 8 (int8): far less memory, somewhat slower steps.",
+        choices=QUANTIZATIONS,
     )
     seed: int = option(42, "The same seed gives the same run.", minimum=0, maximum=2**31 - 1)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from core.config import AdapterConfig, TrainConfig
 from core.methods import methods
+from core.quantize.size import NONE, packed_bytes
 
 if TYPE_CHECKING:
     from core.models import ModelInfo
@@ -35,13 +36,29 @@ def estimate_memory(
     tokens = micro_batch_size * length
     logits = LOGIT_COPIES * min(LOGIT_CHUNK_BYTES, 4 * tokens * info.vocab_size)
     return {
-        "weights": info.parameters * size,
+        "weights": _weight_bytes(info, config.quantization, size),
         "adapter": trained * MASTER_BYTES,
         "gradients": trained * MASTER_BYTES,
         "optimizer": trained * MASTER_BYTES * MOMENTS,
-        "activations": tokens * info.layers * _kept_per_token(info, config.adapter) * size,
+        "activations": tokens * info.layers * _kept_per_token(info, config.adapter) * size
+        + _unpacked_bytes(info, config.quantization, size),
         "logits": logits,
     }
+
+
+def _weight_bytes(info: ModelInfo, quantization: str, size: int) -> int:
+    """Bytes of the frozen base; a quantised one has embeddings, norms and output layer in `size` bytes a number."""
+    if quantization == NONE:
+        return info.parameters * size
+    linear = info.linear_targets()
+    packed = sum(packed_bytes(quantization, *shape) for target in linear for shape in target.shapes)
+    return packed + (info.parameters - sum(target.parameters for target in linear)) * size
+
+
+def _unpacked_bytes(info: ModelInfo, quantization: str, size: int) -> int:
+    """Bytes of the one layer that is unpacked at a time, at worst."""
+    shapes = [shape for target in info.linear_targets() for shape in target.shapes]
+    return 0 if quantization == NONE else size * max((d_in * d_out for d_in, d_out in shapes), default=0)
 
 
 def _kept_per_token(info: ModelInfo, adapter: AdapterConfig) -> int:

@@ -6,6 +6,7 @@ tensor is read, changed in float64, rounded once to its own dtype, and written b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from core.adapters.base import merged_weight
+from core.adapters.merging import check_mergeable
 from core.errors import ConfigError
 from core.export.huggingface import (
     copy_companions,
@@ -23,13 +25,17 @@ from core.export.huggingface import (
     write_json,
     write_safetensors,
 )
+from core.export.method_file import read_quantization
 from core.export.peft import check_repeated, load_adapter, repeated_weights
-from core.export.peft_config import read_shapes, weights_file
+from core.export.peft_config import read_adapter_config, read_shapes, weights_file
 from core.merge_plan import Job, MergePlan, find_ties, plan_merge
 from core.models import inspect_model, read_config
+from core.quantize.rounding import TRAINED, BaseRounding
+from core.quantize.size import NONE
 from core.skeleton import make_skeleton
 from core.verify import MergeCheck, verify_merge
 
+logger = logging.getLogger(__name__)
 __all__ = ["MergeCheck", "merge_to_folder", "verify_merge"]
 
 Progress = Callable[[int, int], None]  # called with (tensors written, tensors in all)
@@ -43,10 +49,13 @@ def merge_to_folder(
     out_folder: Path | str,
     progress: Progress | None = None,
     dtype: str = "base",
+    base_precision: str = TRAINED,
 ) -> Path:
     """Merge an adapter into a base model and write it as a folder that plain transformers loads; returns the folder.
 
     `dtype` "base" keeps each tensor's own dtype; "float32" keeps what rounding to 16 bits would lose, in a larger file.
+    An adapter that was trained on a quantised base is merged into that base's values, so that it says what it said in
+    training; `base_precision` "16-bit", "nf4" or "int8" picks another base, and the model card then has the difference.
     Needs memory for the largest tensor. Raises AdapterError when the adapter does not fit the base, and DiskFullError;
     `out_folder` must not exist, and appears only when it is whole.
     """
@@ -56,15 +65,18 @@ def merge_to_folder(
     config = read_config(base)
     skeleton = make_skeleton(config, base)
     ties = find_ties(skeleton)
+    check_mergeable(read_adapter_config(adapter_folder))
     load_adapter(skeleton, adapter_folder, ADAPTER)
     plan = plan_merge(skeleton, base, ties, ADAPTER)
+    rounding = BaseRounding(read_quantization(adapter_folder), base_precision)
+    plan.round(skeleton, rounding)
     if dtype == "float32":
         plan.widen()
     with new_folder(out_folder, plan.size_bytes) as scratch:
         _write_weights(plan, scratch, adapter_folder, progress or _silent)
         copy_companions(base, scratch)
         write_json(scratch / "config.json", scrubbed_config(config, dtype if dtype != "base" else None, plan.unties))
-        _write_card(scratch, inspect_model(base).licence)
+        _write_card(scratch, inspect_model(base).licence, rounding)
     return out_folder
 
 
@@ -103,14 +115,17 @@ def _tensors(
 
 @torch.no_grad()
 def _merged(job: Job, tensor: Tensor) -> Tensor:
-    tensor = tensor.to(job.entry.dtype)
+    dtype = job.entry.dtype
+    tensor = tensor.to(dtype) if job.rounding is None else job.rounding(tensor, job.is_conv1d)
     if job.host is None:
-        return tensor
+        return tensor.to(dtype)
     adapter, replacement = job.host.adapter(ADAPTER), job.host.replacement(ADAPTER)
     if replacement is not None and job.key in replacement.names:
-        tensor = replacement.tensors()[job.key].to(tensor.dtype)
+        tensor = replacement.tensors()[job.key].to(dtype)
     is_adapted = adapter is not None and job.key in adapter.changes
-    return merged_weight(tensor, [adapter.part(job.key)]) if adapter is not None and is_adapted else tensor
+    if adapter is None or not is_adapted:
+        return tensor.to(dtype)
+    return merged_weight(tensor, [adapter.part(job.key)], dtype)
 
 
 def _repeated(plan: MergePlan, adapter_folder: Path) -> dict[str, str]:
@@ -120,6 +135,22 @@ def _repeated(plan: MergePlan, adapter_folder: Path) -> dict[str, str]:
     return {source: key for source, key in found.items() if source is not None}
 
 
-def _write_card(folder: Path, licence: str) -> None:
+def _write_card(folder: Path, licence: str, rounding: BaseRounding) -> None:
     head = f"---\nlicense: {licence}\n---\n\n" if licence else ""
-    (folder / "README.md").write_text(head + CARD, encoding="utf-8")
+    (folder / "README.md").write_text(head + CARD + _about_base(rounding), encoding="utf-8")
+
+
+def _about_base(rounding: BaseRounding) -> str:
+    """What a reader should know when the base was quantised in training: in which precision it was merged."""
+    names = {NONE: "their own precision"}
+    trained, used = (names.get(kind, kind) for kind in (rounding.trained, rounding.used))
+    if rounding.trained == rounding.used:
+        return (
+            "" if rounding.used == NONE else f"Its layers have the values of the {used} base that it was trained on.\n"
+        )
+    percent = f"{rounding.relative_difference:.2%}"
+    logger.warning("Trained on a base in %s, merged into %s: the weights are %s apart", trained, used, percent)
+    return (
+        f"The adapter was trained on weights in {trained} and merged into those in {used}, which are {percent} apart "
+        "(relative, Frobenius norm).\n"
+    )

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from core.adapters.host import AdaptedModule
 from core.adapters.inject import adapters_of
 from core.errors import AdapterError
 from core.export.huggingface import DTYPES, TensorEntry
 from core.models import weight_files
+from core.quantize.model import quantizable
+from core.quantize.rounding import BaseRounding
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Job:
     source: str  # the tensor's name in the base's file
     host: AdaptedModule | None = None  # the adapted layer it belongs to, if any
     key: str = ""  # which of the layer's parameters it is
+    rounding: BaseRounding | None = None  # for the weight of a layer that was quantised in training, or is to be
+    is_conv1d: bool = False  # of such a weight: it is (in, out)
 
 
 @dataclass
@@ -68,6 +73,15 @@ class MergePlan:
         if host is not None and tuple(host.base_layer.get_parameter(key).shape) != entry.shape:
             raise AdapterError(f"{source!r} of the base has shape {entry.shape}.", "Pick the base of this adapter.")
         jobs[entry.name] = Job(entry, source, host, key)
+
+    def round(self, skeleton: nn.Module, rounding: BaseRounding) -> None:
+        """Have the weights of all quantisable layers rounded before they are merged."""
+        for path, layer in quantizable(skeleton).items() if rounding.is_needed else ():
+            name = self.find(f"{path}.weight")
+            if name is None:
+                raise AdapterError(f"The base model's files have no tensor for {path!r}.", "Merge it unquantised.")
+            jobs = self.files[self._home[name]]
+            jobs[name] = replace(jobs[name], rounding=rounding, is_conv1d=isinstance(layer, Conv1D))
 
     def widen(self) -> None:
         """Write every floating-point tensor as float32."""

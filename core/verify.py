@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from core.adapters import merge
 from core.adapters.inject import adapters_of
 from core.errors import ConfigError
+from core.export.method_file import read_quantization
 from core.export.peft import load_adapter
-from core.models import load_tokenizer, read_config
+from core.models import load_tokenizer, read_config, stored_dtype
+from core.quantize.model import quantizable, round_model
+from core.quantize.rounding import TRAINED, BaseRounding
+from core.quantize.size import NONE
 from core.skeleton import model_class
 
 PROBES = 4  # sequences tried when no prompts are given
@@ -46,28 +50,43 @@ def verify_merge(
     merged: Path | str,
     prompts: Sequence[str] | Sequence[Sequence[int]] = (),
     device: str = "cpu",
+    base_precision: str = TRAINED,
 ) -> MergeCheck:
     """Run base + adapter and the merged folder over prompts (texts or token ids) and compare their logits.
 
     Without prompts, fixed pseudo-random tokens are tried. One model is in memory at a time, in float32.
+    The base is as the adapter knew it, quantised where it was; `base_precision` is what the merge was asked for, and
+    where that is another one, `max_logit_difference` and the others show what it costs.
     """
+    rounding = BaseRounding(read_quantization(Path(adapter_folder)), base_precision)
     base, merged = Path(base), Path(merged)
     plain = _load(merged, device)
     dtype = next(plain.parameters()).dtype
     sequences = _token_ids(prompts, merged, plain)
     found = _logits(plain.float(), sequences)
     del plain
-    model = _load(base, device).float()
-    load_adapter(model, adapter_folder, "verify")
+    model = _adapted(base, adapter_folder, device, rounding.trained)
     expected = _logits(model, sequences)
+    if rounding.used != rounding.trained:
+        del model
+        model = _adapted(base, adapter_folder, device, rounding.used)
     merge(model)
     _round_merged(model, dtype)
     return _compare(expected, _logits(model, sequences), found, str(dtype).removeprefix("torch."))
 
 
-def _load(folder: Path, device: str) -> Any:
+def _adapted(base: Path, adapter_folder: Path | str, device: str, quantization: str) -> Any:
+    """The base in float32, with the values of its quantised form if asked, and with the adapter."""
+    dtype = "auto" if quantization == NONE else stored_dtype(base)
+    model = _load(base, device, dtype).float()
+    round_model(model, quantization)
+    load_adapter(model, adapter_folder, "verify")
+    return model
+
+
+def _load(folder: Path, device: str, dtype: str = "auto") -> Any:
     kind = model_class(read_config(folder))
-    model = kind.from_pretrained(folder, dtype="auto", local_files_only=True, use_safetensors=True)
+    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     return model.to(device).eval()
 
 
@@ -95,6 +114,9 @@ def _round_merged(model: nn.Module, dtype: torch.dtype) -> None:
         for key in host.originals:
             parameter = host.base_layer.get_parameter(key)
             parameter.copy_(parameter.to(dtype))
+    for layer in quantizable(model).values():  # of a quantised base, the others are rounded too
+        weight = layer.get_parameter("weight")
+        weight.copy_(weight.to(dtype))
 
 
 def _compare(expected: Tensor, rounded: Tensor, found: Tensor, dtype: str) -> MergeCheck:

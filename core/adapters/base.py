@@ -174,8 +174,8 @@ def weight_value(base: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def merged_weight(weight: Tensor, active: list[Adapter]) -> Tensor:
-    """Return `weight` with the adapters in it: float64 sums over blocks of rows, rounded to its dtype once.
+def merged_weight(weight: Tensor, active: list[Adapter], dtype: torch.dtype | None = None) -> Tensor:
+    """Return `weight` with the adapters in it: float64 sums over blocks of rows, rounded to `dtype`, or its own, once.
 
     MPS has no float64; there the sums are float32.
     """
@@ -183,13 +183,13 @@ def merged_weight(weight: Tensor, active: list[Adapter]) -> Tensor:
     step = max(1, BLOCK_ELEMENTS // max(1, weight[:1].numel()))
     if not all(adapter.is_blockwise for adapter in active):
         step = weight.shape[0]
-    merged = torch.empty_like(weight)
+    merged = torch.empty_like(weight, dtype=dtype)
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
         block = weight[rows].to(wide)
         for adapter in active:
             block = adapter.merge_block(block, rows)
-        merged[rows] = round_once(block, weight.dtype)
+        merged[rows] = round_once(block, merged.dtype)
     return merged
 
 

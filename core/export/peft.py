@@ -52,6 +52,7 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str = "default", ba
     from safetensors.torch import save_file
 
     from core.adapters import adapter_config, adapter_state_dict
+    from core.quantize.model import quantization_of
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str = "default", ba
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     text = json.dumps(_config_values(model, name, base_model), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-    write_method(folder, adapter_config(model, name))
+    write_method(folder, adapter_config(model, name), quantization_of(model))
     return folder
 
 

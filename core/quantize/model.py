@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from core.adapters.targets import all_linear, base_modules
 from core.errors import ConfigError
 from core.quantize import kernels
 from core.quantize.linear import LAYERS, QuantizedLinear
+from core.quantize.rounding import rounded_weight
 from core.quantize.size import NF4, NONE, QUANTIZATIONS
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,19 @@ def quantization_of(model: nn.Module) -> str:
     return next((module.kind for module in model.modules() if isinstance(module, QuantizedLinear)), NONE)
 
 
-def rounded_weight(weight: Tensor, quantization: str, is_conv1d: bool = False) -> Tensor:
-    """A weight's value after it was quantised, in float32 and in the layout that it came in."""
-    if is_conv1d:
-        return rounded_weight(weight.T, quantization).T.contiguous()
-    return LAYERS[quantization](weight).dequantize(torch.float32)
+@torch.no_grad()
+def cast_model(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what is not quantised; buffers, such as the frequencies of positions, stay as precise as they are."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.to(dtype)
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
+def round_model(model: nn.Module, quantization: str) -> None:
+    """Give a dense model the weights' values of a quantised one."""
+    for layer in quantizable(model).values() if quantization != NONE else ():
+        weight = layer.get_parameter("weight")
+        weight.copy_(rounded_weight(weight, quantization, isinstance(layer, Conv1D)))

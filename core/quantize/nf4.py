@@ -77,7 +77,7 @@ def dequantize_blocks(packed: Tensor, absmax: Tensor, numel: int, dtype: torch.d
 
 def quantize_absmax(absmax: Tensor) -> Absmax:
     """Double quantisation: the absmax of all blocks, less their mean, in 8 bits."""
-    mean = absmax.mean()
+    mean = absmax.to("cpu", torch.float64).mean().to(absmax)  # the same on every device, whatever order it adds in
     centred = F.pad(absmax - mean, (0, -len(absmax) % ABSMAX_BLOCK)).view(-1, ABSMAX_BLOCK)
     scales = centred.abs().amax(1)
     codes = (_divide(centred, scales) * STEPS).round_() + ZERO

@@ -1,6 +1,7 @@
 """Merging: base and adapter become one plain model folder, which is then compared with base + adapter.
 
-Spec: {"adapter_id": "...", "name": "", "dtype": "base"}. Result: {"model_id": "...", "verification": {...}}.
+Spec: {"adapter_id": "...", "name": "", "dtype": "base", "base_precision": "trained"}. Result: {"model_id": "...",
+"verification": {...}}. An adapter trained on a quantised base is merged into that base's values unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ def _merge(context: JobContext, base: ModelRow, adapter: AdapterRow) -> Path:
     context.say(f"Merging {adapter.name} into {base.name}")
     folders = context.library.model_folder(base), context.library.adapter_folder(adapter)
     dtype = str(context.job.spec.get("dtype") or "base")
-    return merge_to_folder(*folders, build, progress=context.advance, dtype=dtype)
+    precision = _base_precision(context)
+    return merge_to_folder(*folders, build, progress=context.advance, dtype=dtype, base_precision=precision)
+
+
+def _base_precision(context: JobContext) -> str:
+    return str(context.job.spec.get("base_precision") or "trained")
 
 
 def _verify(context: JobContext, base: ModelRow, adapter: AdapterRow, build: Path) -> MergeCheck:
@@ -53,7 +59,8 @@ def _verify(context: JobContext, base: ModelRow, adapter: AdapterRow, build: Pat
 
     context.say("Comparing the merged model with base and adapter")
     folders = context.library.model_folder(base), context.library.adapter_folder(adapter), build
-    check = context.wait_for(lambda: verify_merge(*folders, device=best_device()))
+    precision = _base_precision(context)
+    check = context.wait_for(lambda: verify_merge(*folders, device=best_device(), base_precision=precision))
     if not check.unrounded_difference <= TOLERANCE.get(check.dtype, 0.0):  # NaN fails too
         context.workspace.discard(build)
         raise AdapterError(

@@ -57,7 +57,7 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow) -> Train
     folder = context.library.model_folder(model)
     if not folder.is_dir():
         raise ModelError(f"The folder of {model.name} is gone.", "Put it back where it was, or add the model again.")
-    loaded, tokenizer = context.wait_for(lambda: _load(folder, config.dtype))
+    loaded, tokenizer = context.wait_for(lambda: _load(folder, config))
     context.say(f"Tokenising {len(dataset):,} rows")
     from core.train import Trainer
 
@@ -85,10 +85,10 @@ def _read_dataset(context: JobContext) -> Dataset:
     return dataset
 
 
-def _load(folder: Path, dtype: str) -> tuple[Any, Any]:
+def _load(folder: Path, config: TrainConfig) -> tuple[Any, Any]:
     from core.models import load_model
 
-    return load_model(folder, dtype)
+    return load_model(folder, config.dtype, quantization=config.quantization)
 
 
 def _train(context: JobContext, trainer: Trainer, folder: Path) -> None:
