@@ -8,7 +8,9 @@ from torch import nn
 
 from core.adapters.inject import known, unmerged
 from core.adapters.switch import check_combination
+from core.config import AdapterConfig
 from core.errors import AdapterError
+from core.methods import methods
 
 
 def merge(model: nn.Module, names: str | Sequence[str] | None = None) -> None:
@@ -23,6 +25,8 @@ def merge(model: nn.Module, names: str | Sequence[str] | None = None) -> None:
     if not chosen:
         raise AdapterError("No adapter is active, so there is nothing to merge.", "Call set_adapter first.")
     check_combination(record, chosen)
+    for name in chosen:
+        check_mergeable(record.configs[name])
     try:
         for host in record.hosts.values():
             host.merge(chosen)
@@ -31,6 +35,13 @@ def merge(model: nn.Module, names: str | Sequence[str] | None = None) -> None:
             host.unmerge()
         raise
     record.merged = chosen
+
+
+def check_mergeable(config: AdapterConfig) -> None:
+    """Raise AdapterError for a method whose change does not fold into the weights."""
+    method = methods.get(config.method)
+    if not method.merges:
+        raise AdapterError(f"{method.title} cannot be merged into the weights.", "Use it as an adapter.")
 
 
 def unmerge(model: nn.Module) -> None:
