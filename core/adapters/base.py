@@ -115,6 +115,10 @@ class Adapter(nn.Module):
         """Return a block of weight rows, already in float64, with this adapter in it."""
         return block + self.delta_weight(rows, block.dtype)
 
+    def lora_factors(self) -> tuple[Tensor, Tensor] | None:
+        """(A (r, in), B (out, r)) in float64 with the change as B A (out, in), scale folded in; None without such."""
+        return None
+
     @property
     def virtual_tokens(self) -> int:
         """Positions before the prompt that this adapter fills in; they come as ids -1, -2, ... (`core.prompt`)."""

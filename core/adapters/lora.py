@@ -74,6 +74,13 @@ class LoRA(Adapter):
         a, b = self.lora_A.detach().to(dtype), self.lora_B.detach().to(dtype)
         return self.scale * (a.T[rows] @ b.T if self.is_transposed else b[rows] @ a)
 
+    def lora_factors(self) -> tuple[Tensor, Tensor] | None:
+        """A and s B; None for a method on top of LoRA whose change is another."""
+        kind = type(self)
+        if kind.delta_weight is not LoRA.delta_weight or kind.merge_block is not Adapter.merge_block:
+            return None
+        return self.lora_A.detach().double(), self.scale * self.lora_B.detach().double()
+
 
 class LoRAEmbedding(LoRA):
     """LoRA on an embedding: row i of the table moves by s * B A[:, i]; no dropout, since its input are token ids."""
