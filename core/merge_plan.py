@@ -20,6 +20,8 @@ from core.models import weight_files
 from core.quantize.model import quantizable
 from core.quantize.rounding import BaseRounding
 
+_Change = tuple[AdaptedModule | None, str]  # the adapted layer, and which of its parameters
+
 
 @dataclass(frozen=True)
 class Job:
@@ -103,16 +105,37 @@ def plan_merge(skeleton: Any, base: Path, ties: Mapping[str, tuple[str, ...]], a
     """Plan the merge of the adapter called `adapter`, which sits on the skeleton; `ties` are of the bare skeleton."""
     prefix = str(getattr(skeleton, "base_model_prefix", ""))
     plan = MergePlan(prefix, {path: _unchanged(path) for path in weight_files(base)})
-    changes: dict[str, tuple[AdaptedModule | None, str]] = {}
+    changes: dict[str, _Change] = {}
     for path, host in adapters_of(skeleton).hosts.items():
         changes |= {f"{path}.{key}": (host, key) for key in _changed_keys(host, adapter)}
-    tied = dict.fromkeys(name for parameter in changes for name in ties.get(parameter, ()))
+    tied = dict.fromkeys(
+        name
+        for parameter in changes
+        for name in ties.get(parameter, ())
+        if not _stays_one(ties[name], changes, adapter)
+    )
     if tied:
         _check_untie(skeleton, set(tied), set(changes))
         plan.unties = True
     for parameter in dict.fromkeys([*changes, *tied]):
-        plan.place(parameter, ties.get(parameter, ()), *changes.get(parameter, (None, "")))
+        names = ties.get(parameter, ())
+        is_repeated = parameter not in tied and any(plan.find(name) for name in names)
+        if not is_repeated or plan.find(parameter):
+            plan.place(parameter, names, *changes.get(parameter, (None, "")))
     return plan
+
+
+def _stays_one(names: Sequence[str], changes: Mapping[str, _Change], adapter: str) -> bool:
+    """Whether the parameters called `names`, which the base ties, were all replaced by one and the same tensor."""
+    found = {_replaced_by(changes.get(name), adapter) for name in names}
+    return len(found) == 1 and None not in found
+
+
+def _replaced_by(change: _Change | None, adapter: str) -> int | None:
+    """The identity of the tensor that stands for a parameter; None where an adapter adds to it, or nothing does."""
+    host, key = change or (None, "")
+    replacement = None if host is None or host.adapter(adapter) is not None else host.replacement(adapter)
+    return None if replacement is None else id(replacement.tensors()[key])
 
 
 def _unchanged(path: Path) -> dict[str, Job]:

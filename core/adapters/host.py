@@ -18,8 +18,10 @@ from core.quantize.linear import QuantizedLinear
 class Replacement(nn.Module):
     """Own copies of some of a module's parameters, used in their place while the adapter is active.
 
-    It carries `modules_to_save` (all parameters) and trained biases (only "bias"). The copies are float32 and are cast
-    to the dtype of the original in use, so that a bfloat16 model is trained on float32 masters.
+    It carries `modules_to_save` (all parameters), trained biases (only "bias"), and the weights that full and partial
+    fine-tuning train. The copies are float32 and are cast to the dtype of the original in use, so that a bfloat16 model
+    is trained on float32 masters. They lie beside the originals, which are needed to switch the adapter off: a fully
+    fine-tuned float32 model takes twice the memory of its weights, a bfloat16 one three times.
     """
 
     def __init__(self, names: Sequence[str], copies: Sequence[nn.Parameter]) -> None:
@@ -68,7 +70,7 @@ class AdaptedModule(nn.Module):
                 raise
         for active in self.active:  # empty before __init__ is done: `active` is set after `base_layer`
             if (replacement := self.replacement(active)) is not None and name in replacement.names:
-                return replacement.tensors()[name]
+                return replacement.cast_like(base)[name]
         return getattr(base, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,26 +131,37 @@ class AdaptedModule(nn.Module):
         self.active = tuple(other for other in self.active if other != name)
 
     @torch.no_grad()
-    def merge(self, names: Sequence[str]) -> None:
+    def merge(self, names: Sequence[str], tied: dict[int, nn.Parameter]) -> None:
         """Put adapters into the original module's parameters; the originals are kept, for `unmerge` and for ties.
 
+        `tied` collects what becomes of trained copies, over all modules: one that two modules share stays one tensor.
         A quantised module is dense while it is merged: rounding the sum to 4 bits again would lose most of it.
         """
         found = [adapter for name in names if (adapter := self.adapter(name)) is not None]
         if found and isinstance(self.base_layer, QuantizedLinear):
             self.packed, self.base_layer = self.base_layer, self.base_layer.to_linear()
-        values: dict[str, Tensor] = {}
-        for name in names:
-            if (replacement := self.replacement(name)) is not None:
-                values |= {key: value.clone() for key, value in replacement.cast_like(self.base_layer).items()}
+        values = self._merged_copies(names, tied)
         for key in dict.fromkeys(key for adapter in found for key in adapter.changes):
             weight = values.get(key, self.base_layer.get_parameter(key))
             if not weight.is_floating_point():
                 raise AdapterError("A quantised weight cannot be merged in place.", "Load the base in 16 or 32 bits.")
-            values[key] = merged_weight(weight, [adapter.part(key) for adapter in found if key in adapter.changes])
+            merged = merged_weight(weight, [adapter.part(key) for adapter in found if key in adapter.changes])
+            values[key] = nn.Parameter(merged, requires_grad=False)
         for key, value in values.items():
             self.originals[key] = self.base_layer.get_parameter(key)
-            _set_parameter(self.base_layer, key, nn.Parameter(value, requires_grad=False))
+            _set_parameter(self.base_layer, key, value)
+
+    def _merged_copies(self, names: Sequence[str], tied: dict[int, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """The trained copies as parameters of the original module, in its dtype."""
+        found: dict[str, nn.Parameter] = {}
+        for name in names:
+            replacement = self.replacement(name)
+            for key, copy in replacement.tensors().items() if replacement is not None else ():
+                if id(copy) not in tied:
+                    value = copy.to(self.base_layer.get_parameter(key).dtype, copy=True)
+                    tied[id(copy)] = nn.Parameter(value, requires_grad=False)
+                found[key] = tied[id(copy)]
+        return found
 
     def unmerge(self) -> None:
         """Put the original parameters back: the same objects, so bit for bit, and tied again if they were."""

@@ -17,7 +17,8 @@ def merge(model: nn.Module, names: str | Sequence[str] | None = None) -> None:
     """Fold adapters into the weights: the active ones, or those named. Nothing is left of their cost afterwards.
 
     The sums are float64 and are rounded to the dtype of the weight once. The original weights are kept, so a merged
-    model needs memory for both; a weight that was tied to another is untied, since only one of the two changes.
+    model needs memory for both; a weight that was tied to another is untied, unless both were trained as one.
+    Raises AdapterError for an adapter of a method that is no change of weights.
     """
     record = known(model, _names(names))
     unmerged(record, "merge")
@@ -27,9 +28,10 @@ def merge(model: nn.Module, names: str | Sequence[str] | None = None) -> None:
     check_combination(record, chosen)
     for name in chosen:
         check_mergeable(record.configs[name])
+    tied: dict[int, nn.Parameter] = {}
     try:
         for host in record.hosts.values():
-            host.merge(chosen)
+            host.merge(chosen, tied)
     except BaseException:
         for host in record.hosts.values():
             host.unmerge()
@@ -41,7 +43,8 @@ def check_mergeable(config: AdapterConfig) -> None:
     """Raise AdapterError for a method whose change does not fold into the weights."""
     method = methods.get(config.method)
     if not method.merges:
-        raise AdapterError(f"{method.title} cannot be merged into the weights.", "Use it as an adapter.")
+        reason = f": {method.unmergeable}" if method.unmergeable else ""
+        raise AdapterError(f"{method.title} cannot be merged into the weights{reason}.", "Use it as an adapter.")
 
 
 def unmerge(model: nn.Module) -> None:
