@@ -7,6 +7,7 @@ what the weight files say, so that both count alike.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -49,6 +50,13 @@ def pattern_value(pattern: Mapping[str, V], name: str, default: V) -> V:
         return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
     except re.error as error:
         raise _bad_pattern(error) from None
+
+
+def shortest_pattern(values: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """The commonest of the layers' values (the higher of two), and a pattern with the layers that have another."""
+    counts = Counter(values.values())
+    default = max(counts, key=lambda value: (counts[value], value))
+    return default, {path: value for path, value in values.items() if value != default}
 
 
 def is_saved(path: str, entries: Collection[str]) -> bool:
