@@ -5,7 +5,8 @@
     out  {"id": 1, "texts": [...], "sha256": [...], "done": false, "message": ""}   or   {"id": 1, "error": [what, fix]}
 
 One base model stays loaded, with the adapters that were asked for injected by name; each pane is a row of one batch
-that uses its own adapter. `sha256` is that of the adapter file a pane really ran with. The process ends with its input.
+that uses its own adapter. The base is unquantised, also for adapters that were trained on a quantised one. `sha256` is
+that of the adapter file a pane really ran with. The process ends with its input.
 """
 
 from __future__ import annotations

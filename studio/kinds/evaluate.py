@@ -2,7 +2,8 @@
 
 Spec: {"model_id": ..., "dataset_id": ..., "adapter_ids": [...], "fields": ["product"], "batch_size": 20}.
 Result: {"rows": 60, "scores": {"base": {"loss": ..., ...}, "<adapter_id>": {...}}}; all answers go to `answers.json` of
-the job's folder. Answers are greedy, so the same job gives the same figures.
+the job's folder. Answers are greedy, so the same job gives the same figures. The base is loaded unquantised, also for
+adapters that were trained on a quantised one: all contestants share it.
 """
 
 from __future__ import annotations

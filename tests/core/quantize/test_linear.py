@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from core.adapters import adapter_parameters, inject, merge, set_adapter, unmerge
+from core.adapters import adapter_parameters, inject, merge, names, set_adapter, unmerge
 from core.adapters.base import layer_kind, layer_size, weight_value
 from core.config import AdapterConfig
 from core.errors import ConfigError
+from core.methods import methods
+from core.methods.method import BASELINE
 from core.optim import make_optimizer, optimizer_parameters
 from core.quantize.linear import LAYERS, NF4Linear, QuantizedLinear
 from core.quantize.model import quantization_of, quantize_model, round_model
@@ -148,6 +150,30 @@ def test_a_quantised_weight_cannot_train_whole() -> None:
     with pytest.raises(ConfigError, match="quantised"):
         inject(model, AdapterConfig(target_modules=("q_proj",), modules_to_save=("layers.0.mlp",)))
     assert inject(model, AdapterConfig(target_modules=("q_proj",), modules_to_save=("lm_head",)))
+
+
+@FAMILIES
+@pytest.mark.parametrize("method", names())
+def test_every_method_trains_and_merges_on_a_quantised_base_or_says_why_not(
+    method: str, make: Callable[[], Any]
+) -> None:
+    model = quantized(make, "nf4")
+    about = methods.get(method)
+    settings = {key: value for key, value in {"r": 4, "lora_alpha": 8.0}.items() if key in about.uses}
+    try:
+        inject(model, AdapterConfig(method=method, **settings), seed=1)
+    except ConfigError as error:
+        assert about.group == BASELINE and ("quantised" in error.what or "biases" in error.what)
+        return
+    shake(model)
+    expected = logits(model, tokens())
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    assert any(parameter.grad is not None for parameter in adapter_parameters(model))
+    if about.merges:
+        merge(model)
+        assert (logits(model, tokens()) - expected).abs().max() <= 1e-5
+        unmerge(model)
+        assert torch.equal(logits(model, tokens()), expected)
 
 
 def test_an_unknown_kind_is_refused() -> None:
