@@ -45,6 +45,7 @@ class DynamicRank(Method):
     title = "Dynamic Rank"
     summary = "LoRA that starts with a high rank and drops the least important directions on the way."
     paper = "Valipour et al. 2022, arXiv 2210.07558"
+    stores_pairs = True
     options = DynamicRankOptions
     suggested = {"r": 16}
 

@@ -10,3 +10,4 @@ class LoRA(Method):
     title = "LoRA"
     summary = "Trains a small low-rank matrix beside each frozen weight. The place to start."
     paper = "Hu et al. 2021, arXiv 2106.09685"
+    stores_pairs = True

@@ -22,5 +22,6 @@ class LoRAPlus(Method):
     title = "LoRA+"
     summary = "LoRA whose second matrix learns faster than its first, which can take fewer steps."
     paper = "Hayou et al. 2024, arXiv 2402.12354"
+    stores_pairs = True
     options = LoRAPlusOptions
     learning_rate_factor = 0.25

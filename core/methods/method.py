@@ -33,6 +33,7 @@ class Method:
     reasons: ClassVar[Mapping[str, str]] = {}  # why a setting that it does not use would not work
     suggested: ClassVar[Mapping[str, Any]] = {}  # settings that suit it better than the general defaults
     learning_rate_factor: ClassVar[float] = 1.0  # its usual learning rate, in LoRA's
+    stores_pairs: ClassVar[bool] = False  # its file has LoRA's A and B for every layer, and the change is s B A
     merges: ClassVar[bool] = True  # its change folds into the weights
     unmergeable: ClassVar[str] = ""  # why it does not, as the second half of a sentence
     layers: ClassVar[frozenset[str]] = LAYERS  # kinds of layer that it can adapt

@@ -10,3 +10,4 @@ class RsLoRA(Method):
     title = "rsLoRA"
     summary = "LoRA scaled by alpha / sqrt(rank), so that ranks of 32 and more keep learning."
     paper = "Kalajdzievski 2023, arXiv 2312.03732"
+    stores_pairs = True
