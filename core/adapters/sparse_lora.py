@@ -80,6 +80,12 @@ class GatedLoRA(LoRA):
         a = gate[:, None] * self.lora_A.detach().to(dtype)
         return self.scale * (a.T[rows] @ b.T if self.is_transposed else b[rows] @ a)
 
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        """The open directions, with the gates in A."""
+        gate = self.lora_gate.detach().double()
+        a, b = gate[:, None] * self.lora_A.detach().double(), self.scale * self.lora_B.detach().double()
+        return a[gate != 0], b[:, gate != 0]
+
 
 class BlockLoRA(Adapter):
     """m LoRAs along the diagonal: A (m, r, in / m), B (m, out / m, r)."""
@@ -116,6 +122,11 @@ class BlockLoRA(Adapter):
         a, b = self.lora_A.detach().to(dtype), self.lora_B.detach().to(dtype)
         delta: Tensor = self.scale * torch.block_diag(*(b @ a))  # type: ignore[no-untyped-call]
         return delta.T[rows] if self.is_transposed else delta[rows]
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        """The same update as one LoRA of m times the rank, of which most entries are zero."""
+        a, b = self.lora_A.detach().double(), self.scale * self.lora_B.detach().double()
+        return torch.block_diag(*a), torch.block_diag(*b)  # type: ignore[no-untyped-call]
 
 
 def open_gates(adapter: Any) -> int:
