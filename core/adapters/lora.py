@@ -67,7 +67,7 @@ class LoRA(Adapter):
         """out + s * (drop(x) A^T) B^T, for x (..., in) and out (..., out), in the dtype of `out`."""
         dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
         small = F.linear(dropped, self.lora_A.to(out.dtype))  # (..., r)
-        return _add_product(out, small, self.lora_B.to(out.dtype), self.scale)
+        return add_product(out, small, self.lora_B.to(out.dtype), self.scale)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B A, or its transpose where the weight is (in, out)."""
@@ -100,10 +100,10 @@ class LoRAEmbedding(LoRA):
         embed_scale = getattr(base, "embed_scale", None)
         if embed_scale is not None:
             small = small * torch.as_tensor(embed_scale, dtype=out.dtype, device=out.device)
-        return _add_product(out, small, self.lora_B.to(out.dtype), self.scale)
+        return add_product(out, small, self.lora_B.to(out.dtype), self.scale)
 
 
-def _add_product(out: Tensor, small: Tensor, b: Tensor, scale: float) -> Tensor:
+def add_product(out: Tensor, small: Tensor, b: Tensor, scale: float) -> Tensor:
     """out + scale * small b^T in one fused call: no tensor of the size of `out` beside the result."""
     flat = torch.addmm(out.reshape(-1, out.shape[-1]), small.reshape(-1, small.shape[-1]), b.T, alpha=scale)
     return flat.view(out.shape)
