@@ -202,8 +202,10 @@ class AdaptedModule(nn.Module):
 
     def _forward_rows(self, rows: RowGroups, args: Any, kwargs: Any) -> Any:
         """One pass of the original module over the whole batch, then each adapter over its own rows."""
-        out = self._call_base((), args, kwargs)
         groups = [(name, index) for name, index in rows.groups if name in self.names()]
+        if groups and _input(args, kwargs).shape[0] == 1:  # what all rows share, such as position ids
+            args, kwargs = _spread((args, kwargs), rows.count)
+        out = self._call_base((), args, kwargs)
         if groups and _input(args, kwargs).shape[0] != rows.count:
             raise AdapterError(
                 f"This model gives a layer a batch of {_input(args, kwargs).shape[0]} rows instead of {rows.count}.",
@@ -234,6 +236,17 @@ def _pick(value: Any, index: Tensor, count: int) -> Any:
         return tuple(_pick(entry, index, count) for entry in value)
     if isinstance(value, dict):
         return {key: _pick(entry, index, count) for key, entry in value.items()}
+    return value
+
+
+def _spread(value: Any, count: int) -> Any:
+    """Give every tensor whose first dimension is 1 that many rows."""
+    if isinstance(value, Tensor):
+        return value.expand(count, *value.shape[1:]) if value.dim() and value.shape[0] == 1 else value
+    if isinstance(value, tuple):
+        return tuple(_spread(entry, count) for entry in value)
+    if isinstance(value, dict):
+        return {key: _spread(entry, count) for key, entry in value.items()}
     return value
 
 

@@ -90,7 +90,7 @@ def _portable_targets(model: nn.Module, config: AdapterConfig, targets: list[str
     """Explicit targets as they were given; 'all-linear' as the short names when these mean the same, else as paths."""
     from core.adapters.targets import base_modules, find_targets
 
-    if config.target_modules != ALL_LINEAR:
+    if config.target_modules != ALL_LINEAR or not targets:
         return config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     short = tuple(sorted({path.rpartition(".")[2] for path in targets}))
     modules = base_modules(model)
