@@ -63,8 +63,9 @@ class Adapter(nn.Module):
     training_state: ClassVar[tuple[str, ...]] = ()  # buffers that only training needs, kept in its checkpoints
     changes: tuple[str, ...] = ("weight",)  # the parameters of the module that its delta goes into
     replaces_parameters: ClassVar[bool] = False
+    is_additive: ClassVar[bool] = True  # its change adds to those of other adapters on the same module
     exact_at_start: ClassVar[bool] = True  # a fresh adapter leaves the output exactly as it was
-    is_blockwise: ClassVar[bool] = True  # a block of rows of the weight can be merged without the others
+    is_blockwise: bool = True  # a block of rows of the weight can be merged without the others
 
     @classmethod
     def places(cls, model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig) -> Places:

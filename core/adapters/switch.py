@@ -27,8 +27,17 @@ def set_adapter(model: nn.Module, name: str | Sequence[str] | None) -> None:
 
 
 def check_combination(record: ModelAdapters, names: Sequence[str]) -> None:
-    """Raise AdapterError when two of the adapters replace the same parameters: replacements do not add up."""
+    """Raise AdapterError when adapters cannot be active together: two that replace the same parameters, or one whose
+    change depends on the weight that the others change.
+    """
     for path, host in record.hosts.items():
+        parts = {name: part for name in names if (part := host.adapter(name)) is not None}
+        alone = next((name for name, part in parts.items() if not part.is_additive), None)
+        if alone is not None and len(parts) > 1:
+            raise AdapterError(
+                f"Adapter {alone!r} depends on the weights that {' and '.join(set(parts) - {alone})} would change.",
+                "Use it by itself.",
+            )
         owners = [name for name in names if name in host.replacements]
         if len(owners) > 1:
             raise AdapterError(

@@ -24,7 +24,7 @@ from core.adapters import (
     set_adapter,
     unmerge,
 )
-from core.adapters.base import layer_kind
+from core.adapters.base import ALL_ROWS, layer_kind
 from core.config import AdapterConfig
 from core.methods import methods
 from tests.core.adapters.tiny import gpt2, llama, logits, shake, tokens
@@ -35,6 +35,9 @@ FAMILIES = {"linear": partial(llama, attention_bias=True, mlp_bias=True), "conv1
 EMBEDDING = {"linear": "embed_tokens", "conv1d": "wte"}
 EVERY = pytest.mark.parametrize("method", METHODS)
 MERGING = pytest.mark.parametrize("method", [method for method in METHODS if methods.get(method).merges])
+ADDING = pytest.mark.parametrize(
+    "method", [method for method in LAYERED if methods.get(method).merges and adapters.get(method).is_additive]
+)
 DENSE = pytest.mark.parametrize("method", [method for method in LAYERED if methods.get(method).merges])
 
 
@@ -121,8 +124,11 @@ def test_delta_weight_is_what_the_output_shows(method: str, base: nn.Module) -> 
     seen = (on - model(unit)).detach()  # (in, out)
     adapter = model[0].adapter("default")
     expected = seen.T if isinstance(base, nn.Linear) else seen
-    assert torch.allclose(adapter.delta_weight(), expected, atol=1e-12, rtol=0)
-    assert torch.allclose(adapter.delta_weight(slice(1, 3)), expected[1:3], atol=1e-12, rtol=0)
+    weight = base.weight.detach().double()
+    assert torch.allclose(adapter.merge_block(weight, ALL_ROWS) - weight, expected, atol=1e-12, rtol=0)
+    if adapter.is_blockwise:
+        some = adapter.merge_block(weight[1:3], slice(1, 3)) - weight[1:3]
+        assert torch.allclose(some, expected[1:3], atol=1e-12, rtol=0)
 
 
 @EVERY
@@ -197,7 +203,7 @@ def test_removing_gives_the_base_back(method: str) -> None:
     assert torch.equal(logits(model, tokens()), logits(base, tokens()))
 
 
-@DENSE
+@ADDING
 def test_deltas_of_several_adapters_add_up(method: str) -> None:
     model = nn.Sequential(nn.Linear(6, 6)).double()
     x = torch.randn(4, 6, dtype=torch.float64)

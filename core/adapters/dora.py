@@ -1,0 +1,97 @@
+"""DoRA: W' = m V / |V| with V = W + s B A and |V| the norm of each output's row (Liu et al. 2024, section 4).
+
+m starts as |W|, so that W' starts as W. The norm is a constant in the backward pass (section 4.3). It is worked out
+from the factors, |W|^2 + 2 s <B, W A^T> + s^2 <B A A^T, B> by rows, and V is never formed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.adapters.base import (
+    ALL_ROWS,
+    LayerSettings,
+    adapters,
+    is_transposed,
+    layer_size,
+    weight_value,
+)
+from core.adapters.lora import LoRA
+
+
+@adapters.register("dora")
+class DoRA(LoRA):
+    """DoRA on a Linear or Conv1D."""
+
+    peft_fields = {"use_dora": True}
+    keys = {**LoRA.keys, "magnitude": "lora_magnitude_vector"}
+    is_additive = False
+
+    def __init__(self, base: nn.Module, settings: LayerSettings, scale: float) -> None:
+        super().__init__(base, settings, scale)
+        _, d_out = layer_size(base)
+        self.magnitude = nn.Parameter(torch.empty(d_out, device=settings.device, dtype=settings.dtype))
+        self.is_blockwise = not self.is_transposed  # there a row of the weight holds a part of every output
+        self._base = [base]  # in a list, so that it does not become a part of the adapter
+        self._squares: Tensor | None = None
+        self._squares_of = (0, 0)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """LoRA's start, and the lengths of the base's rows."""
+        super().reset_parameters(generator)
+        self.magnitude.copy_(self._norms(self._base[0]))
+
+    def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
+        """g (W x + s B A drop(x)) + bias for g = m / |V|; with dropout W x is dropped out in the part g - 1 too."""
+        bias = getattr(base, "bias", None)
+        gain = (self.magnitude / self._norms(base)).to(out.dtype)  # (out), exactly 1 at the start
+        plain = out if bias is None else out - bias
+        x = x.to(out.dtype)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+            plain = F.linear(x, self._rows(base).to(out.dtype))
+        update = F.linear(F.linear(x, self.lora_A.to(out.dtype)), self.lora_B.to(out.dtype))
+        return out + (gain - 1) * plain + (gain * self.scale) * update
+
+    @torch.no_grad()
+    def _norms(self, base: nn.Module) -> Tensor:
+        """|W + s B A| of every row, (out), in the adapter's own dtype."""
+        weight, a, b = self._rows(base), self.lora_A, self.lora_B
+        if self._squares is None or self._squares_of != _mark(weight):  # the base is frozen, but may be loaded anew
+            self._squares, self._squares_of = weight.to(b.dtype).square().sum(dim=1), _mark(weight)
+        cross = (F.linear(weight, a.to(weight.dtype)).to(b.dtype) * b).sum(dim=1)
+        own = ((b @ (a @ a.T)) * b).sum(dim=1)
+        return (self._squares + 2 * self.scale * cross + self.scale**2 * own).clamp_min(0).sqrt()
+
+    def _rows(self, base: nn.Module) -> Tensor:
+        """The base's weight as (out, in)."""
+        weight = weight_value(base).detach()
+        return weight.T if is_transposed(base) else weight
+
+    def merge_block(self, block: Tensor, rows: slice) -> Tensor:
+        """m V / |V| of a block of whole rows, or of the whole transposed weight."""
+        turned = block + self.delta_weight(rows, block.dtype)
+        magnitude = self.magnitude.detach().to(block.dtype)
+        if self.is_transposed:
+            return turned * (magnitude / turned.norm(dim=0))
+        return turned * (magnitude[rows] / turned.norm(dim=1))[:, None]
+
+    def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
+        """s B A alone: the change of the direction before it is scaled to its length."""
+        return super().delta_weight(rows, dtype)
+
+    def lora_factors(self) -> None:
+        """The change is not of low rank."""
+        return None
+
+    def weight_decays(self, parameter: nn.Parameter) -> bool:
+        """The matrices alone: a length must not be pulled to 0."""
+        return parameter is not self.magnitude
+
+
+def _mark(weight: Tensor) -> tuple[int, int]:
+    """Tells whether a weight is the one seen before, and unchanged."""
+    return weight.data_ptr(), weight._version
