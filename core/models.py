@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _CONV1D_MODELS = {"gpt2", "openai-gpt"}  # their projections store the weight as (in, out)
 _EMBEDDING_NAMES = ("embed", "wte", "wpe", "shared", "relative_attention_bias")
-_OUTPUT_NAMES = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
+OUTPUT_NAMES = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
 _ATTENTION_PARTS = ("attn", "attention")
 _MLP_PARTS = ("mlp", "feed_forward", "ffn", "densereludense", "intermediate", "output")
 
@@ -239,7 +239,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _group(path: str, name: str) -> str:
-    if name in _OUTPUT_NAMES:
+    if name in OUTPUT_NAMES:
         return "output"
     if any(part in name for part in _EMBEDDING_NAMES):
         return "embedding"

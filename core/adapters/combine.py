@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from core.adapters.base import Adapter
+from core.adapters.change import product_of
 from core.adapters.inject import ModelAdapters, attach, known, plan_adapter, unmerged
 from core.adapters.lora import LoRA
 from core.config import AdapterConfig
@@ -54,12 +55,6 @@ def combine_adapters(
     return losses
 
 
-def factors(adapter: Adapter) -> LowRank | None:
-    """The change of an adapter as a product of two factors, on the CPU; None for a method without."""
-    found = adapter.lora_factors()
-    return None if found is None else LowRank(*(part.cpu().numpy() for part in found))
-
-
 def _check_request(names: Sequence[str], weights: Sequence[float], method: str, r: int | None) -> None:
     if not names or len(names) != len(weights):
         raise AdapterError(f"{len(names)} adapters and {len(weights)} weights are given.", "Give one weight to each.")
@@ -91,7 +86,7 @@ def _terms(
 
 
 def _product(config: AdapterConfig, name: str, path: str, adapter: Adapter) -> LowRank:
-    found = factors(adapter)
+    found = product_of(adapter)
     if found is None:
         raise AdapterError(
             f"Adapter {name!r} ({methods.get(config.method).title}) has no two factors for {path!r} that could be "
@@ -102,7 +97,7 @@ def _product(config: AdapterConfig, name: str, path: str, adapter: Adapter) -> L
 
 
 def _highest(record: ModelAdapters, path: str, names: Sequence[str]) -> int:
-    found = [factors(part) for name in names if (part := record.hosts[path].adapter(name)) is not None]
+    found = [product_of(part) for name in names if (part := record.hosts[path].adapter(name)) is not None]
     return max(product.rank for product in found if product is not None)
 
 

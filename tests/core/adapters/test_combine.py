@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 
 from core.adapters import adapter_config, adapter_names, inject, merge, set_adapter
-from core.adapters.combine import combine_adapters, factors
+from core.adapters.change import product_of
+from core.adapters.combine import combine_adapters
 from core.adapters.inject import adapters_of
 from core.config import AdapterConfig
 from core.errors import AdapterError
@@ -170,7 +171,7 @@ def test_factors_of_every_method_are_its_change_or_it_is_refused(method: str) ->
     inject(model, config, "one", seed=1)
     shake(model, "one")
     parts = [part for host in adapters_of(model).hosts.values() if (part := host.adapter("one")) is not None]
-    pairs = [factors(part) for part in parts]
+    pairs = [product_of(part) for part in parts]
     for part, pair in zip(parts, pairs, strict=True):
         if pair is not None:
             assert np.allclose(pair.b @ pair.a, part.delta_weight().numpy(), atol=1e-14, rtol=0)
