@@ -41,19 +41,13 @@ def codebook() -> Tensor:
     return (values / values.max()).float()
 
 
-@cache
-def absmax_map() -> Tensor:
-    """What the 8-bit codes of an absmax stand for, in scales of its block; (256,) float32 on the CPU."""
-    return (torch.arange(256, dtype=torch.float32) - ZERO) / STEPS
-
-
 def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The packed codes, two a byte with the first in the high half, and the absmax of every block.
 
     `weight` has any shape; a last block that is not full is filled up with zeros. Raises ModelError for NaN.
     """
     flat = weight.detach().reshape(-1).float()
-    blocks = F.pad(flat, (0, -len(flat) % NF4_BLOCK)).view(-1, NF4_BLOCK)
+    blocks = _blocks(flat, NF4_BLOCK)
     absmax = blocks.abs().amax(1)
     check_finite(absmax)
     codes = torch.cat([_nearest(part, top) for part, top in _chunks(blocks, absmax)])
@@ -69,8 +63,8 @@ def dequantize_blocks(packed: Tensor, absmax: Tensor, numel: int, dtype: torch.d
     for start in range(0, numel, step):
         count = min(step, numel - start)
         values = F.embedding(packed[start // 2 : (start + count + 1) // 2].int(), table).view(-1)
-        full = F.pad(values, (0, -len(values) % NF4_BLOCK)).view(-1, NF4_BLOCK)
-        full = full * absmax[start // NF4_BLOCK : start // NF4_BLOCK + len(full), None]
+        full = _blocks(values, NF4_BLOCK)
+        torch.mul(full, absmax[start // NF4_BLOCK : start // NF4_BLOCK + len(full), None], out=full)
         out[start : start + count] = full.view(-1)[:count]
     return out
 
@@ -78,23 +72,30 @@ def dequantize_blocks(packed: Tensor, absmax: Tensor, numel: int, dtype: torch.d
 def quantize_absmax(absmax: Tensor) -> Absmax:
     """Double quantisation: the absmax of all blocks, less their mean, in 8 bits."""
     mean = absmax.to("cpu", torch.float64).mean().to(absmax)  # the same on every device, whatever order it adds in
-    centred = F.pad(absmax - mean, (0, -len(absmax) % ABSMAX_BLOCK)).view(-1, ABSMAX_BLOCK)
+    centred = _blocks(absmax - mean, ABSMAX_BLOCK)
     scales = centred.abs().amax(1)
-    codes = (_divide(centred, scales) * STEPS).round_() + ZERO
-    return Absmax(codes.view(-1)[: len(absmax)].to(torch.uint8), scales, mean)
+    codes = ((_divide(centred, scales) * STEPS).round_() + ZERO).to(torch.uint8).view(-1)[: len(absmax)]
+    codes += (dequantize_absmax(Absmax(codes, scales, mean)) < 0).to(torch.uint8)  # rounded up: a sign must not flip
+    return Absmax(codes, scales, mean)
 
 
 def dequantize_absmax(absmax: Absmax) -> Tensor:
-    """The scales of all blocks in float32; never negative, which a rounding error could make a tiny one."""
-    values = absmax_map().to(absmax.codes.device)[absmax.codes.int()]
-    full = F.pad(values, (0, -len(values) % ABSMAX_BLOCK)).view(-1, ABSMAX_BLOCK) * absmax.scales[:, None]
-    return (full.view(-1)[: len(values)] + absmax.mean).clamp_(min=0)
+    """The scales of all blocks in float32."""
+    values = F.embedding(absmax.codes.int(), _steps(absmax.codes.device)).view(-1)
+    full = _blocks(values, ABSMAX_BLOCK) * absmax.scales[:, None]
+    return full.view(-1)[: len(values)] + absmax.mean
 
 
 def check_finite(absmax: Tensor) -> None:
     """Raise ModelError when a weight that is to be quantised holds NaN or infinity."""
     if not torch.isfinite(absmax).all():
         raise ModelError("A weight of the model holds NaN or infinity.", "Download the model again.")
+
+
+def _blocks(values: Tensor, size: int) -> Tensor:
+    """A vector as rows of `size`, the last one filled up with zeros."""
+    missing = -len(values) % size
+    return (F.pad(values, (0, missing)) if missing else values).view(-1, size)
 
 
 def _nearest(blocks: Tensor, absmax: Tensor) -> Tensor:
@@ -109,6 +110,12 @@ def _divide(blocks: Tensor, absmax: Tensor) -> Tensor:
 
 def _chunks(blocks: Tensor, absmax: Tensor) -> zip[tuple[Tensor, Tensor]]:
     return zip(torch.split(blocks, CHUNK_BLOCKS), torch.split(absmax, CHUNK_BLOCKS), strict=True)
+
+
+@cache
+def _steps(device: torch.device) -> Tensor:
+    """What the 8-bit codes of an absmax stand for, in scales of its block; (256, 1) float32."""
+    return ((torch.arange(256, dtype=torch.float32)[:, None] - ZERO) / STEPS).to(device)
 
 
 @cache
