@@ -36,6 +36,11 @@ def option(
     return field(default=default, metadata=about)
 
 
+def type_name(item: dataclasses.Field[Any]) -> str:
+    """The type of a field as it is written: "int", whether its module keeps annotations as text or not."""
+    return item.type.__name__ if isinstance(item.type, type) else str(item.type)
+
+
 class Checked:
     """Checks every field against the range and the choices of its own metadata."""
 
@@ -48,6 +53,8 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
     about = item.metadata
     if about.get("choices") and value not in about["choices"]:
         raise ConfigError(f"{item.name} is {value!r}.", f"Pick one of: {', '.join(about['choices'])}.")
+    if type_name(item) == "bool" and not isinstance(value, bool):
+        raise ConfigError(f"{item.name} is {value!r}.", "Write true or false.")
     low, high = about.get("minimum"), about.get("maximum")
     if low is None and high is None:
         return
@@ -55,7 +62,7 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
         raise ConfigError(
             f"{item.name} is {value!r}, which is not a number.", f"Give a number, for example {item.default}."
         )
-    if str(item.type) == "int" and int(value) != value:
+    if type_name(item) == "int" and int(value) != value:
         raise ConfigError(f"{item.name} is {value}, which is not a whole number.", f"Try {round(value)}.")
     if not ((low is None or value >= low) and (high is None or value <= high)):  # also refuses NaN
         span = (
@@ -271,7 +278,7 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
             value = from_dict(_SECTIONS[name], value)
         elif isinstance(value, list):
             value = tuple(value)
-        elif known[name].type == "float" and isinstance(value, int) and not isinstance(value, bool):
+        elif type_name(known[name]) == "float" and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         made[name] = value
     return kind(**made)

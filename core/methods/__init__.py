@@ -9,9 +9,10 @@ and the docs read only this side, so that a page which never loads torch still k
 from importlib import import_module
 from pkgutil import iter_modules
 
-from core.methods.method import Method, methods, options_of, whole_parameters
+from core.methods.method import BASELINE, Method, listed, methods, options_of, whole_parameters
 
 for _file in sorted(iter_modules(__path__), key=lambda found: found.name):
-    import_module(f"{__name__}.{_file.name}")
+    if not _file.name.startswith("__"):
+        import_module(f"{__name__}.{_file.name}")
 
-__all__ = ["Method", "methods", "options_of", "whole_parameters"]
+__all__ = ["BASELINE", "Method", "listed", "methods", "options_of", "whole_parameters"]

@@ -8,7 +8,7 @@ from core.methods.method import BASELINE, Method, methods
 from core.selection import ALL_LINEAR
 
 if TYPE_CHECKING:
-    from core.models import ModelInfo
+    from core.models import ModelInfo, Target
 
 # The last projection of attention and feed-forward in Llama, GPT-2, BERT, T5 and BART.
 BLOCK_OUTPUTS = ("o_proj", "down_proj", "c_proj", "output.dense", "o", "wo", "out_proj", "fc2")
@@ -28,6 +28,7 @@ class Bottleneck(Method):
     """The method that LoRA was compared with."""
 
     title = "Bottleneck adapter"
+    hint = "extra layers after each block"
     summary = "Small extra layers after each block. They cannot be merged, so answers take a little longer."
     paper = "Houlsby et al. 2019, arXiv 1902.00751"
     group = BASELINE
@@ -44,9 +45,9 @@ class Bottleneck(Method):
         return replace(config, target_modules=BLOCK_OUTPUTS) if is_all else config
 
     @classmethod
-    def trainable_parameters(cls, info: "ModelInfo", config: AdapterConfig) -> int:
-        """Those of the adapters at the end of each block, and `modules_to_save`."""
-        return super().trainable_parameters(info, cls.placed(config))
+    def targets(cls, info: "ModelInfo", config: AdapterConfig) -> "tuple[Target, ...]":
+        """The layers at the end of each block."""
+        return super().targets(info, cls.placed(config))
 
     @classmethod
     def check_layer(cls, config: AdapterConfig, path: str, d_in: int, d_out: int) -> None:

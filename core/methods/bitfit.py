@@ -20,6 +20,7 @@ class BitFit(Method):
     """Full fine-tuning of the biases."""
 
     title = "BitFit"
+    hint = "biases only"
     summary = "Trains only the bias vectors that the model has. Llama and its kin have none; GPT-2 and BERT do."
     paper = "Zaken et al. 2021, arXiv 2106.10199"
     group = BASELINE

@@ -29,6 +29,7 @@ class DeltaLoRA(Method):
     """LoRA whose weight follows."""
 
     title = "Delta-LoRA"
+    hint = "the weight follows"
     summary = (
         "LoRA that also moves the weight by each change of B A. From the first step on, it is LoRA at a higher alpha."
     )

@@ -9,6 +9,7 @@ class DoRA(Method):
     """LoRA on the direction, and a trained length."""
 
     title = "DoRA"
+    hint = "length and direction apart"
     summary = "LoRA turns the weights' direction, and a trained number per output sets their length. Slower than LoRA."
     paper = "Liu et al. 2024, arXiv 2402.09353"
     uses = (LORA_SETTINGS | PLACES) - {"target_parameters"}

@@ -43,6 +43,7 @@ class DynamicRank(Method):
     """LoRA that begins wide and ends narrow."""
 
     title = "Dynamic Rank"
+    hint = "rank falls while training"
     summary = "LoRA that starts with a high rank and drops the least important directions on the way."
     paper = "Valipour et al. 2022, arXiv 2210.07558"
     stores_pairs = True

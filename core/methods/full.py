@@ -16,6 +16,7 @@ class Full(Method):
     """The baseline that all others save memory against."""
 
     title = "Full fine-tuning"
+    hint = "every weight"
     summary = "Trains every weight of the model: the most memory, the largest file, and the mark to measure others by."
     paper = "Howard & Ruder 2018, arXiv 1801.06146"
     group = BASELINE

@@ -37,6 +37,7 @@ class LoRADrop(Method):
     """LoRA on the layers that need it."""
 
     title = "LoRA-drop"
+    hint = "only where it matters"
     summary = "A short survey finds the layers that matter. They keep their own LoRA and the others share one."
     paper = "Zhou et al. 2024, arXiv 2402.07721"
     options = LoRADropOptions

@@ -22,6 +22,7 @@ class LoRAFA(Method):
     """Half of LoRA trains, and a layer's input need not be kept."""
 
     title = "LoRA-FA"
+    hint = "less memory, half of it trains"
     summary = "LoRA whose first matrix is frozen: fewer activations in memory, and somewhat less learning power."
     paper = "Zhang et al. 2023, arXiv 2308.03303"
     options = LoRAFAOptions

@@ -20,6 +20,7 @@ class LoRAPlus(Method):
     """LoRA with two learning rates."""
 
     title = "LoRA+"
+    hint = "B learns faster than A"
     summary = "LoRA whose second matrix learns faster than its first, which can take fewer steps."
     paper = "Hayou et al. 2024, arXiv 2402.12354"
     stores_pairs = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +26,7 @@ class Method:
     """One way of fine-tuning; a method overrides what differs from LoRA."""
 
     title: ClassVar[str]
+    hint: ClassVar[str] = ""  # a few words beside the title: what sets it apart
     summary: ClassVar[str]  # one sentence for the form: what it does and when to pick it
     paper: ClassVar[str]  # authors, year, arXiv number
     group: ClassVar[str] = VARIANT
@@ -86,12 +88,33 @@ class Method:
 
         What the weight files do not list is not counted: the head of a model that ties it to its embedding.
         """
-        layers = sum(
-            cls.layer_parameters(config, pattern_value(config.rank_pattern, path, config.r), *shape)
+        return sum(cls.parameters_by_target(info, config).values()) + whole_parameters(info, config)
+
+    @classmethod
+    def parameters_by_target(cls, info: ModelInfo, config: AdapterConfig) -> dict[str, int]:
+        """Parameters that train on each kind of layer, by its name: q_proj, k_proj and so on."""
+        return {
+            target.name: sum(
+                cls.layer_parameters(config, pattern_value(config.rank_pattern, path, config.r), *shape)
+                for path, shape in zip(target.paths, target.shapes, strict=True)
+            )
             for target in cls.targets(info, config)
-            for path, shape in zip(target.paths, target.shapes, strict=True)
-        )
-        return layers + whole_parameters(info, config)
+        }
+
+    @classmethod
+    def describe(cls, info: ModelInfo, config: AdapterConfig) -> str:
+        """One sentence on what trains: the layers with an adapter, the positions before a text, or how many numbers."""
+        if "target_modules" in cls.uses:
+            return f"{sum(target.count for target in cls.targets(info, config))} layers get an adapter."
+        if tokens := cls.virtual_tokens(config):
+            return f"{tokens} trained positions go before every text."
+        return f"{cls.trainable_parameters(info, config):,} of the model's own parameters train."
+
+    @classmethod
+    def paper_url(cls) -> str:
+        """Where to read the paper; empty when it is not on arXiv."""
+        number = re.search(r"arXiv (\d{4}\.\d{4,5})", cls.paper)
+        return f"https://arxiv.org/abs/{number[1]}" if number else ""
 
     @classmethod
     def rate_factor(cls, config: AdapterConfig) -> float:
@@ -110,6 +133,13 @@ class Method:
 
 
 methods: Registry[type[Method]] = Registry("adapter method")
+
+
+def listed() -> dict[str, type[Method]]:
+    """All methods by name, in the order to offer them: the default one, its variants, then the baselines."""
+    usual = AdapterConfig().method
+    found = [(name, methods.get(name)) for name in methods.names()]
+    return dict(sorted(found, key=lambda item: (item[0] != usual, item[1].group == BASELINE, item[1].title.lower())))
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:

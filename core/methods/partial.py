@@ -36,6 +36,7 @@ class Partial(Method):
     """Full fine-tuning of a part."""
 
     title = "Partial fine-tuning"
+    hint = "last blocks, norms or head"
     summary = "Trains the last blocks, the norms or the head of the model as they are, and freezes the rest."
     paper = "Hu et al. 2021, arXiv 2106.09685, section 5 (FT-Top2)"
     group = BASELINE

@@ -30,6 +30,7 @@ class SparseLoRA(Method):
     """Sparse in entries (block) or in directions (gated)."""
 
     title = "Sparse LoRA"
+    hint = "block-diagonal, higher rank"
     summary = "Several small LoRAs along the diagonal: a higher rank from the same number of parameters."
     paper = "Ren et al. 2024, arXiv 2402.17263"
     options = SparseLoRAOptions

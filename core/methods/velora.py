@@ -32,6 +32,7 @@ class VeLoRA(Method):
     """LoRA with small activations and an approximate gradient."""
 
     title = "VeLoRA"
+    hint = "compressed activations"
     summary = "LoRA that keeps a compressed copy of each input, for less memory and a rougher gradient."
     paper = "Miles et al. 2024, arXiv 2405.17991"
     options = VeLoRAOptions
