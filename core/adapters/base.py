@@ -65,6 +65,7 @@ class Adapter(nn.Module):
     replaces_parameters: ClassVar[bool] = False
     is_additive: ClassVar[bool] = True  # its change adds to those of other adapters on the same module
     exact_at_start: ClassVar[bool] = True  # a fresh adapter leaves the output exactly as it was
+    runs_last: ClassVar[bool] = False  # it replaces outputs, so what other active adapters add comes before
     is_blockwise: bool = True  # a block of rows of the weight can be merged without the others
 
     @classmethod
@@ -124,6 +125,15 @@ class Adapter(nn.Module):
     def virtual_tokens(self) -> int:
         """Positions before the prompt that this adapter fills in; they come as ids -1, -2, ... (`core.prompt`)."""
         return 0
+
+    @classmethod
+    def baked_config(cls, config: AdapterConfig) -> AdapterConfig | None:
+        """The settings of the same adapter with what makes its tensors replaced by these; None when nothing does."""
+        return None
+
+    def baked(self) -> dict[str, Tensor]:
+        """The tensors of that adapter, by their stored names."""
+        return self.tensors()
 
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's tensors by their stored names."""

@@ -95,11 +95,11 @@ class AdaptedModule(nn.Module):
         """The names of all adapters that have something on this module."""
         return {*self.adapters, *self.replacements}
 
-    def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield (stored name below the module, tensor) of one adapter: PEFT's names."""
+    def tensors(self, name: str, baked: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield (stored name below the module, tensor) of one adapter: PEFT's names; `baked` as `Adapter.baked`."""
         adapter, replacement = self.adapter(name), self.replacement(name)
         if adapter is not None:
-            yield from adapter.tensors().items()
+            yield from (adapter.baked() if baked else adapter.tensors()).items()
         if replacement is not None:
             prefix = "base_layer." if adapter is not None else ""
             for key, copy in replacement.tensors().items():
@@ -190,11 +190,17 @@ class AdaptedModule(nn.Module):
         return adapter is not None and adapter.replaces_parameters
 
     def _adapt(self, names: Sequence[str], out: Any, args: Any, kwargs: Any) -> Any:
-        for name in names:
+        for name in self._in_order(names):
             if (adapter := self.adapter(name)) is not None:
                 x = _input(args, kwargs)
                 out = adapter(x if adapter.virtual_tokens else self._table_ids(x), out, self.base_layer)
         return out
+
+    def _in_order(self, names: Sequence[str]) -> Sequence[str]:
+        """Those that replace outputs after those that add to them."""
+        if len(names) < 2:
+            return names
+        return sorted(names, key=lambda name: (adapter := self.adapter(name)) is not None and adapter.runs_last)
 
     def _table_ids(self, x: Tensor) -> Tensor:
         """The input, but for an embedding with ids that its table has: virtual tokens (`core.prompt`) become 0."""

@@ -27,8 +27,8 @@ def set_adapter(model: nn.Module, name: str | Sequence[str] | None) -> None:
 
 
 def check_combination(record: ModelAdapters, names: Sequence[str]) -> None:
-    """Raise AdapterError when adapters cannot be active together: two that replace the same parameters, or one whose
-    change depends on the weight that the others change.
+    """Raise AdapterError when adapters cannot be active together: two that replace the same parameters, two that put
+    trained positions before the text, or one whose change depends on the weight that the others change.
     """
     for path, host in record.hosts.items():
         parts = {name: part for name in names if (part := host.adapter(name)) is not None}
@@ -37,6 +37,12 @@ def check_combination(record: ModelAdapters, names: Sequence[str]) -> None:
             raise AdapterError(
                 f"Adapter {alone!r} depends on the weights that {' and '.join(set(parts) - {alone})} would change.",
                 "Use it by itself.",
+            )
+        prompts = [name for name, part in parts.items() if part.virtual_tokens]
+        if len(prompts) > 1:
+            raise AdapterError(
+                f"Adapters {' and '.join(map(repr, prompts))} both put trained positions before the text.",
+                "Use one of them at a time.",
             )
         owners = [name for name in names if name in host.replacements]
         if len(owners) > 1:

@@ -25,9 +25,15 @@ def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(_walk(model, "", set()))
 
 
-def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The base's own module under any wrapper."""
     while isinstance(module, AdaptedModule):
         module = module.base_layer
+    return module
+
+
+def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    module = unwrapped(module)
     if id(module) in seen:
         return
     seen.add(id(module))
@@ -145,9 +151,7 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
     layer = get() if callable(get) else None
     for name in CLASSIFIER_NAMES if layer is None else ():
         layer = layer or getattr(model, name, None)
-    while isinstance(layer, AdaptedModule):
-        layer = layer.base_layer
-    return layer if isinstance(layer, nn.Module) else None
+    return unwrapped(layer) if isinstance(layer, nn.Module) else None
 
 
 def _is_bypassed(path: str, modules: Mapping[str, nn.Module]) -> bool:
