@@ -22,4 +22,4 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize_rows(codes: Tensor, absmax: Tensor, dtype: torch.dtype) -> Tensor:
     """The values (out, in): computed in float32 and rounded to `dtype` once. The largest of a row is exact."""
     steps = absmax.new_full((1,), STEPS)  # a tensor: CUDA multiplies by the rounded inverse of a plain number
-    return ((codes.float() / steps) * absmax[:, None]).to(dtype)
+    return codes.float().div_(steps).mul_(absmax[:, None]).to(dtype)

@@ -245,6 +245,21 @@ def test_a_merge_is_verified_and_filed(live: LiveStudio, adapter_id: str) -> Non
     assert not torch.equal(merged(tokens).logits, base(tokens).logits)
 
 
+def test_a_quantised_run_is_merged_into_the_base_that_it_trained_with(live: LiveStudio, model_folder: Path) -> None:
+    config = dataclasses.replace(CONFIG, quantization="nf4")
+    trained = run(live, "train", train_spec(live, model_folder, config))
+    assert trained.state == "succeeded", (trained.error_what, trained.error_detail)
+    adapter_id = trained.result["adapter_id"]
+    folder = toy.library(live).adapter_folder(toy.library(live).adapter(adapter_id))
+    assert json.loads((folder / "method.json").read_text()) == {"quantization": "nf4"}
+    merged = run(live, "merge", {"adapter_id": adapter_id})
+    assert merged.state == "succeeded", (merged.error_what, merged.error_detail)
+    assert merged.result["verification"]["max_logit_difference"] <= 1e-4
+    other = run(live, "merge", {"adapter_id": adapter_id, "base_precision": "16-bit"})
+    assert other.state == "succeeded", (other.error_what, other.error_detail)
+    assert other.result["verification"]["max_logit_difference"] > 1e-3
+
+
 def test_a_wrong_merge_is_not_kept(live: LiveStudio, adapter_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from core.verify import MergeCheck
 
