@@ -64,7 +64,8 @@ class DoRA(LoRA):
             self._squares, self._squares_of = weight.to(b.dtype).square().sum(dim=1), _mark(weight)
         cross = (F.linear(weight, a.to(weight.dtype)).to(b.dtype) * b).sum(dim=1)
         own = ((b @ (a @ a.T)) * b).sum(dim=1)
-        return (self._squares + 2 * self.scale * cross + self.scale**2 * own).clamp_min(0).sqrt()
+        squares: Tensor = self._squares + 2 * self.scale * cross + self.scale**2 * own
+        return squares.clamp_min(0).sqrt()
 
     def _rows(self, base: nn.Module) -> Tensor:
         """The base's weight as (out, in)."""

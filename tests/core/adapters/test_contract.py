@@ -111,7 +111,7 @@ def test_merged_is_unmerged(
     model = adapted(method, family, dtype, target_modules=(*targets, *([EMBEDDING[family]] if with_embedding else [])))
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     base = FAMILIES[family]().to(dtype)
-    shake(model)
+    shake(model, size=0.2)
     expected = logits(model, tokens())
     assert (expected - logits(base, tokens())).abs().max() > 1e-3, "the adapter does nothing, so the test shows nothing"
     merge(model)
