@@ -77,8 +77,8 @@ class DoRA(LoRA):
         turned = block + self.delta_weight(rows, block.dtype)
         magnitude = self.magnitude.detach().to(block.dtype)
         if self.is_transposed:
-            return turned * (magnitude / turned.norm(dim=0))
-        return turned * (magnitude[rows] / turned.norm(dim=1))[:, None]
+            return turned * (magnitude / torch.linalg.vector_norm(turned, dim=0))
+        return turned * (magnitude[rows] / torch.linalg.vector_norm(turned, dim=1))[:, None]
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s B A alone: the change of the direction before it is scaled to its length."""
