@@ -76,9 +76,9 @@ class DoRA(LoRA):
         """m V / |V| of a block of whole rows, or of the whole transposed weight."""
         turned = block + self.delta_weight(rows, block.dtype)
         magnitude = self.magnitude.detach().to(block.dtype)
-        if self.is_transposed:
-            return turned * (magnitude / torch.linalg.vector_norm(turned, dim=0))
-        return turned * (magnitude[rows] / torch.linalg.vector_norm(turned, dim=1))[:, None]
+        lengths: Tensor = torch.linalg.vector_norm(turned, dim=0 if self.is_transposed else 1)
+        gain = magnitude / lengths if self.is_transposed else (magnitude[rows] / lengths)[:, None]
+        return turned * gain
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s B A alone: the change of the direction before it is scaled to its length."""
