@@ -22,7 +22,7 @@ class _CompressedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, direction: Tensor, scale: float) -> Tensor:
-        parts = x.view(len(x), -1, len(direction))  # (N, G, M)
+        parts = x.reshape(len(x), -1, len(direction))  # (N, G, M)
         ctx.save_for_backward(parts @ direction, a, direction)
         ctx.scale = scale
         return F.linear(x, a)
@@ -78,5 +78,5 @@ class VeLoRA(LoRA):
             self._has_direction = self._has_direction or bool(self.direction.any())
             if self._has_direction:
                 return
-        mean = x.view(-1, len(self.direction)).mean(0, dtype=self.direction.dtype)
+        mean = x.reshape(-1, len(self.direction)).mean(0, dtype=self.direction.dtype)
         self.direction.copy_(F.normalize(mean, dim=0))
