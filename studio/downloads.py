@@ -23,7 +23,7 @@ from studio.stored_zip import StoredZip
 if TYPE_CHECKING:
     from studio.service import Studio
 
-KINDS = ("model", "adapter")
+KINDS = ("model", "adapter", "portable")
 _ID = re.compile(r"[A-Za-z0-9]{1,64}")
 
 
@@ -50,6 +50,7 @@ def open_export(studio: Studio, kind: str, item_id: str) -> tuple[StoredZip, str
     folder = studio.export_path(kind, item_id)
     item = studio.model(item_id) if kind == "model" else studio.adapter(item_id)
     name = file_stem(item.name) or f"{kind}-{item_id}"
+    name = f"{name}-portable" if kind == "portable" else name
     return StoredZip(folder, top=name), name
 
 

@@ -48,7 +48,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
     free = facts.device.memory_total_bytes - facts.device.memory_used_bytes
     checks = (
-        *_adapter_checks(facts.info, config.adapter),
+        *_adapter_checks(facts.info, config.adapter, steps.total_steps),
         *_data_checks(facts, config, longest, virtual),
         *_setting_checks(facts.info, config),
         *_room_checks(total, free, disk, facts.disk_free_bytes),
@@ -60,6 +60,9 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
         steps=steps.total_steps,
         tokens_per_epoch=tokens_per_epoch,
         trainable_parameters=trainable,
+        trainable_by_target=method.parameters_by_target(facts.info, config.adapter)
+        if "target_modules" in method.uses
+        else {},
         total_parameters=facts.info.parameters,
         seconds=_seconds(facts, steps, tokens_per_epoch, trainable),
         memory=memory,
@@ -105,26 +108,31 @@ def cpu_flops() -> float:
     return 2 * size**3 / best
 
 
-def _adapter_checks(info: ModelInfo, config: AdapterConfig) -> Iterator[Check]:
+def _adapter_checks(info: ModelInfo, config: AdapterConfig, total_steps: int) -> Iterator[Check]:
+    """What trains, or the first reason why the method cannot train it."""
     method = methods.get(config.method)
     try:
         method.check_model(info, config)
+        if "target_modules" in method.uses:
+            _check_targets(info, config)
+        method.check_steps(config, total_steps)
+        yield Check("ok", method.describe(info, config))
     except ConfigError as error:
         yield Check("error", error.what, error.fix)
-        return
-    if "target_modules" not in method.uses:
-        return
+
+
+def _check_targets(info: ModelInfo, config: AdapterConfig) -> None:
+    """Raise ConfigError when no layer gets an adapter, or one that the method cannot adapt."""
+    method = methods.get(config.method)
     targets = method.targets(info, config)
     if not targets:
         names = ", ".join(target.name for target in info.linear_targets())
-        yield Check("error", "The chosen target modules match no layer of this model.", f"It has: {names}.")
-        return
-    yield Check("ok", f"{sum(target.count for target in targets)} layers get an adapter.")
-    name, smallest = min(((t.name, min(shape)) for t in targets for shape in t.shapes), key=lambda item: item[1])
-    if "r" in method.uses and config.r > smallest:
-        yield Check(
-            "error", f"Rank {config.r} is above the size of {name} ({smallest}).", f"Pick a rank of at most {smallest}."
-        )
+        raise ConfigError("The chosen target modules match no layer of this model.", f"It has: {names}.")
+    for target in targets:
+        if target.group == "embedding" and "embedding" not in method.layers:
+            raise ConfigError(f"{method.title} cannot adapt the embedding {target.name}.", "Leave this layer out.")
+        for path, (d_in, d_out) in zip(target.paths, target.shapes, strict=True):
+            method.check_layer(config, path, d_in, d_out)
 
 
 def _data_checks(facts: Facts, config: TrainConfig, longest: int, virtual_tokens: int) -> Iterator[Check]:

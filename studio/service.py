@@ -11,10 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.config import TrainConfig, to_dict
-from core.errors import ConfigError, JobError
+from core.config import AdapterConfig, TrainConfig, to_dict
+from core.errors import AdapterError, ConfigError, JobError
+from core.methods import methods
 from core.models import ModelInfo, inspect_model
 from studio import system
+from studio.adapter_shelf import AdapterShelf
 from studio.artifacts import Library
 from studio.chat_client import ChatClient
 from studio.curves import thin
@@ -56,6 +58,7 @@ class Studio:
         self._jobs = JobStore(self._database)
         self._library = Library(self._database, self.workspace)
         self._shelf = DatasetShelf(self.workspace, self._library)
+        self.adapter_shelf = AdapterShelf(self.workspace, self._library)
         self._chat = ChatClient(self.workspace)
         self._lengths = lru_cache(maxsize=32)(self._measure_lengths)
 
@@ -116,6 +119,11 @@ class Studio:
         spec = {"source": absolute_source(source), "name": name.strip()}
         return self._submit("add_model", name.strip() or f"Add {Path(source).name}", spec, idempotency_key)
 
+    def usual_targets(self, model_id: str, method: str) -> tuple[str, ...]:
+        """The kinds of layers of a model that a method adapts when nothing else is chosen."""
+        info = self._info(self._library.model(model_id))
+        return tuple(target.name for target in methods.get(method).targets(info, AdapterConfig(method=method)))
+
     def delete_model(self, model_id: str) -> None:
         """Remove a model that nothing needs; a folder of the user's own stays where it is."""
         self._library.delete_model(model_id)
@@ -131,6 +139,7 @@ class Studio:
     def delete_adapter(self, adapter_id: str) -> None:
         """Remove an adapter that no unfinished job needs."""
         self._library.delete_adapter(adapter_id)
+        self.adapter_shelf.forget(adapter_id)
 
     # -- planning and jobs
 
@@ -160,12 +169,14 @@ class Studio:
         return self._submit("train", name.strip() or self.dataset(dataset_id).name, spec, idempotency_key)
 
     def merge(self, adapter_id: str, *, name: str = "", dtype: str = "base", idempotency_key: str = "") -> JobView:
-        """Queue a job that merges an adapter into its base and verifies the result.
+        """Queue a job that merges an adapter into its base and verifies the result; AdapterError when it cannot merge.
 
         `dtype` "base" keeps the base's number format, which rounds 16-bit weights once; "float32" rounds nothing.
         """
-        adapter = self._library.adapter(adapter_id)
+        adapter = self.adapter(adapter_id)
         self._library.model(adapter.model_id)
+        if adapter.unmergeable:
+            raise AdapterError(adapter.unmergeable, "Use it as an adapter.")
         name = name.strip() or f"{adapter.name} merged"
         if dtype not in MERGE_DTYPES:
             raise ConfigError(f"A merged model cannot be {dtype!r}.", f"Pick one of: {', '.join(MERGE_DTYPES)}.")
@@ -288,9 +299,11 @@ class Studio:
     # -- files and machine
 
     def export_path(self, kind: str, item_id: str) -> Path:
-        """The folder that `/files/<kind>/<id>.zip` streams; kind is 'model' or 'adapter'."""
+        """The folder that `/files/<kind>/<id>.zip` streams; kind is 'model', 'adapter' or 'portable'."""
         if kind == "adapter":
             return self.workspace.adapter_folder(self.adapter(item_id).id)
+        if kind == "portable":
+            return self.adapter_shelf.portable_folder(item_id)
         if kind == "model":
             row = self._library.model(item_id)
             if row.folder:

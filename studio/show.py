@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.errors import ConfigError
+from core.methods import Method, methods
 from studio.tables import AdapterRow, DatasetRow, JobRow, ModelRow
 from studio.views import AdapterView, DatasetView, JobView, ModelView, ProblemView, TargetView
 
@@ -66,15 +68,18 @@ def model_view(row: ModelRow) -> ModelView:
 
 
 def adapter_view(row: AdapterRow) -> AdapterView:
-    """An adapter of the library."""
+    """An adapter of the library; rank and alpha only where its method has them."""
+    method = _method(row.method)
     return AdapterView(
         id=row.id,
         name=row.name,
         model_id=row.model_id,
         job_id=row.job_id,
         method=row.method,
-        r=row.r,
-        lora_alpha=row.lora_alpha,
+        method_title=method.title if method else row.method,
+        unmergeable=method.why_unmergeable() if method else "",
+        r=row.r if method is None or "r" in method.uses else None,
+        lora_alpha=row.lora_alpha if method is None or "lora_alpha" in method.uses else None,
         parameters=row.parameters,
         size_bytes=row.size_bytes,
         sha256=row.sha256,
@@ -82,6 +87,14 @@ def adapter_view(row: AdapterRow) -> AdapterView:
         eval_loss=row.eval_loss,
         created_at=row.created_at,
     )
+
+
+def _method(name: str) -> type[Method] | None:
+    """The method of a row; None for one that a newer version knew."""
+    try:
+        return methods.get(name)
+    except ConfigError:
+        return None
 
 
 def job_view(row: JobRow) -> JobView:

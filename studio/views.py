@@ -96,14 +96,42 @@ class AdapterView:
     model_id: str
     job_id: str | None
     method: str
-    r: int
-    lora_alpha: float
+    method_title: str
+    unmergeable: str  # why it cannot become one model with its base; empty when it can
+    r: int | None  # None for a method without a rank, and so for alpha
+    lora_alpha: float | None
     parameters: int
     size_bytes: int
     sha256: str
     step: int
     eval_loss: float | None
     created_at: float
+
+
+@dataclass(frozen=True)
+class LayerRankView:
+    """How much of its rank one layer of an adapter uses."""
+
+    path: str
+    rank: int
+    norm: float  # Frobenius norm of its change
+    effective_rank: float
+    rank_90: int  # the lowest rank that holds 90 % of its change, by squared singular values
+    rank_95: int
+    rank_99: int
+
+
+@dataclass(frozen=True)
+class RankView:
+    """How much of its rank an adapter uses; the ranks that hold a share of the whole are the same for all layers."""
+
+    adapter_id: str
+    rank: int  # the highest of a layer
+    rank_90: int
+    rank_95: int
+    rank_99: int
+    changes_nothing: bool
+    layers: tuple[LayerRankView, ...]
 
 
 @dataclass(frozen=True)
@@ -181,6 +209,7 @@ class PlanView:
     memory_free_bytes: int
     disk_bytes: int
     device: str
+    trainable_by_target: Mapping[str, int] = field(default_factory=dict)  # kind of layer -> parameters that train on it
 
     @property
     def can_start(self) -> bool:

@@ -17,7 +17,8 @@ from ui.i18n import Translator
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "optim": OptimConfig, "": TrainConfig}
 # Written as patterns or lists; the page offers check boxes for the targets and leaves the rest to YAML and the CLI.
 _NOT_IN_FORM = {
-    "method", "target_modules", "target_parameters", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "method_options",
+    "method", "target_modules", "target_parameters", "exclude_modules", "rank_pattern", "alpha_pattern",
+    "modules_to_save", "method_options",
 }  # fmt: skip
 
 

@@ -43,8 +43,7 @@ def check_mergeable(config: AdapterConfig) -> None:
     """Raise AdapterError for a method whose change does not fold into the weights."""
     method = methods.get(config.method)
     if not method.merges:
-        reason = f": {method.unmergeable}" if method.unmergeable else ""
-        raise AdapterError(f"{method.title} cannot be merged into the weights{reason}.", "Use it as an adapter.")
+        raise AdapterError(method.why_unmergeable(), "Use it as an adapter.")
 
 
 def unmerge(model: nn.Module) -> None:

@@ -111,6 +111,14 @@ class Method:
         return f"{cls.trainable_parameters(info, config):,} of the model's own parameters train."
 
     @classmethod
+    def why_unmergeable(cls) -> str:
+        """Why its adapters cannot be merged into their base, as a sentence; empty when they can."""
+        if cls.merges:
+            return ""
+        reason = f": {cls.unmergeable}" if cls.unmergeable else ""
+        return f"{cls.title} cannot be merged into the weights{reason}."
+
+    @classmethod
     def paper_url(cls) -> str:
         """Where to read the paper; empty when it is not on arXiv."""
         number = re.search(r"arXiv (\d{4}\.\d{4,5})", cls.paper)

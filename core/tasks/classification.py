@@ -24,6 +24,7 @@ from core.examples import Examples
 from core.loss import device_of
 from core.mode import mode
 from core.models import best_device, load_tokenizer, read_config
+from core.prompt import virtual_ids
 from core.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -119,7 +120,12 @@ class Classification(Task):
 
     @torch.no_grad()
     def predict(self, model: nn.Module, examples: Sequence[LabelledExample], pad_id: int, rows: int = 32) -> list[int]:
-        """The likeliest label of each example."""
+        """The likeliest label of each example, after the trained positions of the active adapter (`core.prompt`)."""
+        before = virtual_ids(model)
+        examples = [
+            example if min(example.input_ids, default=0) < 0 else replace(example, input_ids=before + example.input_ids)
+            for example in examples
+        ]
         found: list[int] = []
         with mode(model, training=False):
             for start in range(0, len(examples), rows):

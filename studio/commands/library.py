@@ -25,6 +25,8 @@ from studio.commands.terminal import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from studio.views import LayerRankView, RankView
+
 models = typer.Typer(help="Base and merged models.", no_args_is_help=True)
 datasets = typer.Typer(help="Datasets.", no_args_is_help=True)
 adapters = typer.Typer(help="Trained adapters.", no_args_is_help=True)
@@ -173,6 +175,52 @@ def show_adapter(
         view = find(studio.adapters(), adapter, "adapter")
         folder = studio.export_path("adapter", view.id)
     emit(as_json, plain(view) | {"folder": folder}, facts({**plain(view), "folder": folder}))
+
+
+@adapters.command("rank")
+def rank_of_adapter(
+    adapter: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False
+) -> None:
+    """Show how much of its rank an adapter uses, layer by layer: for a smaller one, or for the next training."""
+    from rich.console import Group
+
+    with open_studio(workspace) as studio:
+        view = studio.adapter_shelf.rank(find(studio.adapters(), adapter, "adapter").id, loads_torch=True)
+    shown = [(one.path, one.rank, f"{one.norm:.4g}", f"{one.effective_rank:.1f}", *_ranks(one)) for one in view.layers]
+    columns = ("layer", "rank", "norm", "effective", "90 %", "95 %", "99 %")
+    sentence = (
+        "This adapter changes nothing."
+        if view.changes_nothing
+        else f"95 % of this adapter's change fits into rank {view.rank_95} of {view.rank}."
+    )
+    emit(as_json, view, Group(table(columns, [*shown, ("all", view.rank, "", "", *_ranks(view))]), "", sentence))
+
+
+@adapters.command("compress")
+def compress_adapter(
+    adapter: Annotated[str, typer.Argument(help="Id or name.")],
+    rank: Annotated[int | None, typer.Option(help="The most that a layer keeps.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Or the share of its change that every layer keeps: 0.95.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What to call the new adapter.")] = "",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a smaller adapter out of one, and tell exactly what that loses. The first one stays as it is."""
+    with open_studio(workspace) as studio:
+        source = find(studio.adapters(), adapter, "adapter")
+        made, found = studio.adapter_shelf.compress(source.id, rank, energy, name.strip(), loads_torch=True)
+    lost = {"error": found.error, "relative_error": found.relative_error}
+    say(
+        f"The change of the weights is {found.relative_error:.3%} off; the file has {size(made.size_bytes)} "
+        f"instead of {size(source.size_bytes)}."
+    )
+    emit(as_json, plain(made) | lost | {"ranks": found.ranks}, facts({**plain(made), **lost}))
+
+
+def _ranks(view: LayerRankView | RankView) -> tuple[int, int, int]:
+    return view.rank_90, view.rank_95, view.rank_99
 
 
 def _facts(view: object) -> RenderableType:

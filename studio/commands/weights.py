@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +17,8 @@ from studio.commands.terminal import AsJson, Workspace, emit, facts, find, open_
 
 if TYPE_CHECKING:
     from studio.service import Studio
+
+FORMATS = ("peft", "portable")
 
 
 def merge(
@@ -43,23 +48,57 @@ def merge(
 def export(
     item: Annotated[str, typer.Argument(help="Id or name of an adapter or a model.")],
     out: Annotated[Path, typer.Argument(help="Where to: a new folder, or a file that ends with .zip.")],
+    format: Annotated[
+        str, typer.Option(help="Of an adapter. peft: as it is; portable: as vLLM, llama.cpp and Ollama read it right.")
+    ] = "peft",
+    rank: Annotated[int | None, typer.Option(help="The most that a layer of a portable adapter keeps.")] = None,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy an adapter (PEFT's layout) or a model (transformers' layout) out of the studio, as a folder or one zip."""
     with open_studio(workspace) as studio:
         kind, found = _item(studio, item)
-        folder = studio.export_path(kind, found.id)
+        _check_format(kind, format, rank, out)
+        with _exported(studio, kind, found.id, format, rank) as (folder, more):
+            bytes_written = _written(folder, out)
+    result = {"kind": kind, "id": found.id, "path": out.absolute(), "size_bytes": bytes_written, **more}
+    emit(as_json, result, f"Wrote {size(bytes_written)} to {out.absolute()}")
+
+
+def _check_format(kind: str, format: str, rank: int | None, out: Path) -> None:
+    if format not in FORMATS:
+        raise StudioError(f"There is no format {format!r}.", f"Pick one of: {', '.join(FORMATS)}.")
+    if format == "peft" and rank is not None:
+        raise StudioError("--rank is for portable adapters.", "Add --format portable.")
+    if format == "portable" and kind == "model":
+        raise StudioError("A model has one format only.", "Leave out --format.")
     if out.exists():
         raise StudioError(f"{out} already exists.", "Pick another name, or remove it first.")
+
+
+@contextmanager
+def _exported(
+    studio: Studio, kind: str, item_id: str, format: str, rank: int | None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder to copy, and what there is to tell of it; a portable adapter is made for the time being."""
+    if format == "peft":
+        yield studio.export_path(kind, item_id), {}
+        return
+    with tempfile.TemporaryDirectory(dir=studio.workspace.tmp) as scratch:
+        made = studio.adapter_shelf.portable(item_id, Path(scratch) / "portable", rank, loads_torch=True)
+        worst = max(made.losses.values())
+        if worst:
+            say(f"Every layer has rank {made.rank}; the change of a layer's weight is up to {worst:.2%} off.")
+        yield made.folder, {"rank": made.rank, "largest_loss": worst}
+
+
+def _written(folder: Path, out: Path) -> int:
     try:
-        bytes_written = _write(folder, out)
+        return _write(folder, out)
     except OSError as error:
         raise StudioError(
             f"{out} cannot be written: {error.strerror}.", "Pick another place, or free space."
         ) from error
-    result = {"kind": kind, "id": found.id, "path": out.absolute(), "size_bytes": bytes_written}
-    emit(as_json, result, f"Wrote {size(bytes_written)} to {out.absolute()}")
 
 
 def _item(studio: Studio, text: str) -> tuple[str, Any]:

@@ -1,0 +1,121 @@
+"""What can be made of a trained adapter: a rank report, a smaller one, one that other programs read.
+
+Adapters of LoRA's kind are read with numpy alone. Another method is put on its base's modules, which loads torch: only
+callers that may (the command line, never the page) say so with `loads_torch`.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+from core.compress import Compression, compress_adapter
+from core.durable import file_sha256
+from core.errors import AdapterError
+from core.export.peft_config import WEIGHTS_NAME, read_adapter_config, read_shapes
+from core.export.portable import PortableExport, export_portable
+from core.methods import methods
+from core.rank import RankReport, rank_for_energy, rank_report
+from studio.artifacts import Library
+from studio.files import move_folder, size_bytes
+from studio.show import adapter_view
+from studio.tables import AdapterRow
+from studio.views import AdapterView, LayerRankView, RankView
+from studio.workspace import Workspace, new_id
+
+SHARES = (0.90, 0.95, 0.99)
+
+
+class AdapterShelf:
+    """The adapters of one workspace."""
+
+    def __init__(self, workspace: Workspace, library: Library) -> None:
+        self.workspace = workspace
+        self.library = library
+        self.rank = lru_cache(maxsize=32)(self._rank)  # adapters never change
+
+    def _rank(self, adapter_id: str, loads_torch: bool = False) -> RankView:
+        """How much of its rank an adapter uses."""
+        row = self.library.adapter(adapter_id)
+        base = self._base(row, loads_torch)
+        return _view(adapter_id, rank_report(self.library.adapter_folder(row), base))
+
+    def compress(
+        self, adapter_id: str, r: int | None, energy: float | None, name: str = "", loads_torch: bool = False
+    ) -> tuple[AdapterView, Compression]:
+        """File a new adapter with lower ranks, and tell what was lost."""
+        row = self.library.adapter(adapter_id)
+        made = new_id()
+        build = self.workspace.tmp / f"adapter-{made}"
+        try:
+            base = self._base(row, loads_torch)
+            found = compress_adapter(self.library.adapter_folder(row), build, r, energy, base)
+            move_folder(build, self.workspace.adapter_folder(made))
+        finally:
+            shutil.rmtree(build, ignore_errors=True)
+        new = self._row(made, row, name or f"{row.name} r{max(found.ranks.values())}")
+        self.library.add(new)
+        return adapter_view(new), found
+
+    def portable(self, adapter_id: str, out: Path, r: int | None = None, loads_torch: bool = False) -> PortableExport:
+        """Write an adapter to a new folder as vLLM, llama.cpp and Ollama read it right."""
+        row = self.library.adapter(adapter_id)
+        return export_portable(self.library.adapter_folder(row), out, self._base(row, loads_torch), r)
+
+    def portable_folder(self, adapter_id: str) -> Path:
+        """The same in a folder of the workspace, made when it is first asked for."""
+        folder = self.workspace.tmp / f"portable-{self.library.adapter(adapter_id).id}"
+        if not folder.is_dir():
+            build = self.workspace.tmp / f"{folder.name}-{new_id()}"
+            try:
+                self.portable(adapter_id, build)
+                build.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another request made it meanwhile
+                    raise
+            finally:
+                shutil.rmtree(build, ignore_errors=True)
+        return folder
+
+    def forget(self, adapter_id: str) -> None:
+        """Remove what was made of a deleted adapter on the way."""
+        self.workspace.discard(self.workspace.tmp / f"portable-{adapter_id}")
+
+    def _base(self, row: AdapterRow, loads_torch: bool) -> Path | None:
+        """The folder of the base, if it is still there."""
+        about = methods.get(row.method)
+        if about.merges and not about.stores_pairs and not loads_torch:
+            raise AdapterError(
+                f"{about.title} does not store its change as two factors per layer.",
+                "Use the command line: lora-studio adapters rank, or export --format portable.",
+            )
+        folder = self.library.model_folder(self.library.model(row.model_id))
+        return folder if folder.is_dir() else None
+
+    def _row(self, made: str, source: AdapterRow, name: str) -> AdapterRow:
+        folder = self.workspace.adapter_folder(made)
+        config = read_adapter_config(folder)
+        shapes = read_shapes(folder).values()
+        return AdapterRow(
+            id=made,
+            name=name,
+            model_id=source.model_id,
+            method=config.method,
+            r=config.r,
+            lora_alpha=config.lora_alpha,
+            parameters=sum(map(math.prod, shapes)),
+            size_bytes=size_bytes(folder),
+            sha256=file_sha256(folder / WEIGHTS_NAME),
+            step=source.step,
+        )
+
+
+def _view(adapter_id: str, report: RankReport) -> RankView:
+    layers = tuple(
+        LayerRankView(one.path, one.rank, one.norm, one.effective_rank, *(one.rank_for(share) for share in SHARES))
+        for one in report.layers
+    )
+    rank_90, rank_95, rank_99 = (rank_for_energy(report, share) for share in SHARES)
+    return RankView(adapter_id, report.rank, rank_90, rank_95, rank_99, not report.squares.any(), layers)
