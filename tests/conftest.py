@@ -16,6 +16,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 STARTER_CACHE = REPOSITORY / ".cache" / "starter"
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--no-first-run"]
 
+pytest_plugins = ["tests.scenarios.plugin"]
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
