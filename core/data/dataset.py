@@ -140,7 +140,7 @@ def _shown(values: Mapping[str, Any]) -> str:
 
 
 def _place(path: Path, problem: Problem) -> str:
-    unit = "Row" if path.suffix.lower() == ".parquet" else "Line"
+    unit = "Row" if path.suffix.lower() in (".parquet", ".xlsx") else "Line"
     return f"{unit} {problem.row:,} of {path.name}"
 
 

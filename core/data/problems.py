@@ -13,7 +13,8 @@ EXCERPT_LENGTH = 80  # characters
 class Problem:
     """Something wrong with one row; a row with an error cannot be trained on, one with a warning can.
 
-    Errors: bad_json, bad_csv, ragged_row, too_long, wrong_type, missing_field, empty_answer, role_order, no_assistant.
+    Errors: bad_json, bad_csv, ragged_row, too_long, wrong_type, missing_field, empty_answer, role_order, no_assistant,
+    bad_pair.
     Warnings: duplicate, control_characters, over_long, suspected_secret, unanswered.
     """
 

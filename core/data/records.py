@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call of a tool by the assistant."""
+
+    name: str
+    arguments: str  # a JSON object
+    id: str = ""
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: str  # system, user or assistant
+    role: str  # system, user, assistant or tool
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()  # only the assistant's
+    name: str = ""  # of the tool, in its answer
+    call_id: str = ""  # of the call that a tool answers
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,9 @@ class Record:
     row: int
     messages: tuple[Message, ...] = ()
     text: str = ""
+    rejected: tuple[Message, ...] = ()  # of a preference pair: the same prompt with the answer that is worse
+    tools: str = ""  # a JSON list of the tools that the assistant may call
+    file: str = ""  # its name, where a dataset has several
 
     @property
     def prompt(self) -> str:
@@ -39,8 +55,14 @@ class Record:
     @property
     def whole(self) -> str:
         """Every turn of the row, in the same form as `prompt`."""
-        return _joined(self.messages) if self.messages else self.text
+        if not self.messages:
+            return self.text
+        return _joined(self.messages) + (f"\x1e\x1e{_joined(self.rejected)}" if self.rejected else "")
 
 
-def _joined(messages: tuple[Message, ...]) -> str:
-    return "\x1e".join(f"{message.role}\x1f{message.content}" for message in messages)
+def _joined(messages: Sequence[Message]) -> str:
+    return "\x1e".join(f"{message.role}\x1f{message.content}{_calls(message)}" for message in messages)
+
+
+def _calls(message: Message) -> str:
+    return "".join(f"\x1f{call.name}\x1f{call.arguments}" for call in message.tool_calls)

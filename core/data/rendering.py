@@ -10,10 +10,12 @@ Training and generation both go through this file, so that a model is asked as i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from core.data.records import Message
+from core.data.records import Message, ToolCall
 from core.errors import DatasetError, ModelError
 
 if TYPE_CHECKING:
@@ -23,25 +25,74 @@ SEPARATOR = "\n\n"
 
 
 def render(
-    conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
+    conversations: Sequence[Sequence[Message]],
+    tokenizer: PreTrainedTokenizerBase,
+    add_generation_prompt: bool,
+    tools: Sequence[str] = (),
 ) -> list[str]:
-    """The template's text of each conversation.
+    """The template's text of each conversation; `tools` are those of each, as `Record` holds them.
 
-    Raises DatasetError when the template refuses one, as Gemma's refuses system messages.
+    Raises DatasetError when the template refuses one, as Gemma's refuses system messages, or writes no tools.
     """
+    texts: list[str] = []
+    offered = tools or [""] * len(conversations)
+    for given, group in groupby(zip(conversations, offered, strict=True), key=lambda pair: pair[1]):
+        chats = [turns for turns, _ in group]
+        rendered = _apply(chats, tokenizer, add_generation_prompt, json.loads(given) if given else None)
+        for turns, text in zip(chats, rendered, strict=True):
+            _check_tools(turns, given, text)
+        texts += rendered
+    return texts
+
+
+def _apply(
+    chats: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool, tools: Any
+) -> list[str]:
     from jinja2 import TemplateError
 
-    if not conversations:
-        return []
-    plain = [[{"role": turn.role, "content": turn.content} for turn in turns] for turns in conversations]
+    plain = [[_as_dict(turn) for turn in turns] for turns in chats]
     try:
-        texts: Any = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+        texts: Any = tokenizer.apply_chat_template(
+            plain, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except (TemplateError, TypeError, ValueError, IndexError, KeyError) as error:
         raise DatasetError(
             f"The model's chat template refuses the conversation: {error}.",
             "Change the turns to what the template takes (some take no system message), or choose another model.",
         ) from error
     return list(texts)
+
+
+def _as_dict(turn: Message) -> dict[str, Any]:
+    """A turn as chat templates read it; only what it has, as templates ask whether a key is there."""
+    plain: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls:
+        plain["tool_calls"] = [_call(call) for call in turn.tool_calls]
+    if turn.name:
+        plain["name"] = turn.name
+    if turn.call_id:
+        plain["tool_call_id"] = turn.call_id
+    return plain
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+    }
+    return {**plain, "id": call.id} if call.id else plain
+
+
+def _check_tools(turns: Sequence[Message], tools: str, text: str) -> None:
+    """Many templates know no tools and pass over them in silence."""
+    names = [call.name for turn in turns for call in turn.tool_calls]
+    names += [tool["function"]["name"] for tool in json.loads(tools or "[]")]
+    lost = next((name for name in names if name not in text), None)
+    if lost is not None:
+        raise DatasetError(
+            f"The model's chat template does not write the tool {lost[:40]!r}.",
+            "Choose a model that was made for tools, or remove the tools from the dataset.",
+        )
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -69,10 +120,10 @@ def _encode(
     return list(zip(encoded["input_ids"], starts, strict=True))
 
 
-def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: str = "") -> list[int]:
     """The tokens that ask a model for the next answer, the same ones that stand before that answer in training."""
     if tokenizer.chat_template:
-        return encode(render([messages], tokenizer, add_generation_prompt=True), tokenizer)[0]
+        return encode(render([messages], tokenizer, True, [tools]), tokenizer)[0]
     return [token for ids, _ in plain_parts(messages, tokenizer) for token in ids]
 
 
@@ -82,6 +133,11 @@ def plain_parts(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase)
     Many tokenizers join the blank line with what follows it; separate parts keep the prompt's tokens the same
     whether or not an answer follows.
     """
+    if any(turn.tool_calls or turn.role == "tool" for turn in messages):
+        raise DatasetError(
+            "The model has no chat template, so nothing says how it should write tool calls.",
+            "Choose a model that was made for tools, or remove the tools from the dataset.",
+        )
     parts: list[tuple[list[int], bool]] = [(beginning(tokenizer), False)]
     prompt = ""
     for turn in messages:

@@ -141,7 +141,10 @@ def _masked(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, ends:
 
 
 def _plain_chat(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], list[bool]]:
-    parts = plain_parts(_answered(record), tokenizer)
+    try:
+        parts = plain_parts(_answered(record), tokenizer)
+    except DatasetError as error:
+        raise DatasetError(f"Row {record.row:,}: {error.what}", error.fix) from error
     return [token for ids, _ in parts for token in ids], [answer for ids, answer in parts for _ in ids]
 
 
@@ -202,9 +205,10 @@ def _rendered(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, end
     turns = [_answered(record) for record in records]
     answers = [[at for at, turn in enumerate(row) if turn.role == "assistant"] for row in turns]
     places = [(row, at) for row, ats in zip(turns, answers, strict=True) for at in ats]
+    tools = [record.tools for record, ats in zip(records, answers, strict=True) for _ in ats]
     try:
-        prompts = iter(render([row[:at] for row, at in places], tokenizer, add_generation_prompt=True))
-        wholes = iter(render([row[: at + 1] for row, at in places], tokenizer, add_generation_prompt=False))
+        prompts = iter(render([row[:at] for row, at in places], tokenizer, True, tools))
+        wholes = iter(render([row[: at + 1] for row, at in places], tokenizer, False, tools))
     except DatasetError as error:
         if len(records) == 1:
             raise DatasetError(f"Row {records[0].row:,}: {error.what}", error.fix) from error
@@ -222,7 +226,7 @@ def _chat(record: Record, answers: Sequence[tuple[Message, str, str]], ends: Tur
     for turn, prompt, through in [*answers[:-1], (*answers[-1][:2], text)]:
         if not text.startswith(prompt):
             raise _unclear(record, "the prompt it renders is not the beginning of the whole conversation")
-        end = ends.find(text, len(prompt), through, turn.content)
+        end = ends.find(text, len(prompt), through, turn)
         if end is None:
             raise _unclear(record, "an earlier turn is rendered differently once a later one follows")
         spans.append((len(prompt), end))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
+
+from core.data.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,14 +37,16 @@ class TurnEnds:
         last = max((match.end() for match in self.special.finditer(bare)), default=-1)
         return text if last == len(bare) else bare + self.eos
 
-    def find(self, text: str, start: int, through: str, words: str) -> int | None:
+    def find(self, text: str, start: int, through: str, turn: Message) -> int | None:
         """Where the answer that begins at `start` ends: after its words and the special token behind them.
 
         `through` is the conversation rendered up to this turn. Usually `text` begins with it. It need not, as some
         templates (Phi-3, Qwen3) write the last turn differently: then the words must stand right at the start, with
         the same special token behind them in both. None where that fails.
         """
-        body = words.strip()
+        if turn.tool_calls:
+            return self._end_of_calls(text, start, through)
+        body = turn.content.strip()
         limit = len(through) if text.startswith(through) else len(text)
         at = _at_start(text, start, body)
         if text.startswith(through):
@@ -53,9 +58,21 @@ class TurnEnds:
             return None
         return match.end()
 
+    def _end_of_calls(self, text: str, start: int, through: str) -> int | None:
+        """Where tool calls end, which every template writes in its own way: at the last special token of the turn.
+
+        What both renderings have in common is the turn, and perhaps what the template puts before the next one.
+        """
+        shared = _common_beginning(text[start:], through[start:])
+        return max((start + match.end() for match in self.special.finditer(shared)), default=None)
+
 
 def _at_start(text: str, start: int, body: str) -> int:
     """Where `body` stands if only white space comes before it, else -1."""
     while start < len(text) and text[start].isspace() and not text.startswith(body, start):
         start += 1
     return start if text.startswith(body, start) else -1
+
+
+def _common_beginning(one: str, other: str) -> str:
+    return one[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))]

@@ -90,7 +90,7 @@ def delete_model(
 
 @datasets.command("add")
 def add_dataset(
-    path: Annotated[Path, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .txt or .parquet file.")],
+    path: Annotated[Path, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .txt, .parquet or .xlsx file.")],
     name: Annotated[str, typer.Option(help="What to call it.")] = "",
     format: Annotated[str | None, typer.Option(help="Its format, where the guess is wrong.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that are wrong.")] = False,

@@ -13,7 +13,7 @@ from ui.handlers import Updates, guarded
 from ui.page import Page, Tab
 from ui.quantities import bytes_text, moment_text, share_text
 
-FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"]
+FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx"]
 PAGE_ROWS = 10
 _PROBLEMS_SHOWN = 50
 AUTOMATIC = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.data.formats.format import Format, formats, question
+from core.data.formats.format import Format, formats, question, system_turn
 from core.data.problems import RowError
 from core.data.records import Message
 from core.data.text_values import Values, answer_text, list_in, optional_text, required_text
@@ -20,9 +20,7 @@ class Alpaca(Format):
         asked = required_text(values, "instruction")
         given = optional_text(values, "input")
         turns = question(f"{asked}\n\n{given}" if given.strip() else asked, answer_text(values, "output"))
-        system = optional_text(values, "system")
-        start = (Message("system", system),) if system.strip() else ()
-        return (*start, *_history(values), *turns)
+        return (*system_turn(values), *_history(values), *turns)
 
 
 def _history(values: Values) -> tuple[Message, ...]:

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from core.data.records import Message, Record
-from core.data.text_values import Values
+from core.data.text_values import Values, optional_text
+from core.data.tool_calls import tools_in
 from core.registry import Registry
 
 
@@ -27,7 +28,7 @@ class Format(ABC):
     @property
     def needs(self) -> str:
         """The columns in words: 'prompt' and 'completion' (or 'response')."""
-        parts = [" or ".join(f"'{name}'" for name in names) for names in self.columns]
+        parts = (f"'{first}'" + "".join(f" (or '{name}')" for name in others) for first, *others in self.columns)
         return " and ".join(parts)
 
     @abstractmethod
@@ -36,7 +37,8 @@ class Format(ABC):
 
     def record(self, number: int, values: Values) -> Record:
         """The record of a row. Raises RowError when it cannot be used."""
-        return Record(number, messages=self.messages(values))
+        tools = tools_in(values) if "tools" in self.optional else ""
+        return Record(number, messages=self.messages(values), tools=tools)
 
 
 formats: Registry[Format] = Registry("data format")
@@ -44,5 +46,10 @@ formats: Registry[Format] = Registry("data format")
 
 def question(text: str, answer: str, system: str = "") -> tuple[Message, ...]:
     """A conversation of one question and one answer, after a system message if there is one."""
-    start = (Message("system", system),) if system.strip() else ()
-    return (*start, Message("user", text), Message("assistant", answer))
+    return (*system_turn({"system": system}), Message("user", text), Message("assistant", answer))
+
+
+def system_turn(values: Values) -> tuple[Message, ...]:
+    """The message of the column `system`, if there is one."""
+    system = optional_text(values, "system")
+    return (Message("system", system),) if system.strip() else ()

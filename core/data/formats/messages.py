@@ -9,9 +9,10 @@ from core.data.turns import read_turns
 
 
 class Messages(Format):
-    """{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}"""
+    """{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}], "tools": [...]}"""
 
     columns = (("messages",),)
+    optional = ("tools",)
     about = "chat messages: a list of turns with 'role' and 'content'"
 
     def messages(self, values: Values) -> tuple[Message, ...]:

@@ -14,6 +14,7 @@ from core.data.readers.json_list import read_json_list
 from core.data.readers.parquet import read_parquet
 from core.data.readers.plain_text import read_plain_text
 from core.data.readers.row import Row
+from core.data.readers.spreadsheet import read_spreadsheet
 from core.errors import DatasetError
 
 Reader = Callable[[Path], Iterator[Row]]
@@ -25,6 +26,7 @@ READERS: dict[str, Reader] = {
     ".tsv": read_tsv,
     ".txt": read_plain_text,
     ".parquet": read_parquet,
+    ".xlsx": read_spreadsheet,
 }
 
 

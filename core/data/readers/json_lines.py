@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.data.problems import RowError
 from core.data.readers.lines import read_lines
-from core.data.readers.row import Row
+from core.data.readers.row import Row, row_values
 from core.data.readers.strict_json import parse_json
 from core.errors import DatasetError
 
@@ -18,7 +18,7 @@ def read_json_lines(path: Path) -> Iterator[Row]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
-        if first and line.lstrip().startswith("["):
+        if first and line.lstrip().startswith("[") and not line.rstrip().endswith("]"):
             raise DatasetError(
                 f"{path.name} begins with a list, but a .jsonl file has one object {{...}} on each line.",
                 "If the file is one JSON list of rows, rename it to end in .json.",
@@ -29,9 +29,6 @@ def read_json_lines(path: Path) -> Iterator[Row]:
 
 def _row(number: int, line: str) -> Row:
     try:
-        value = parse_json(line)
-        if not isinstance(value, dict):
-            raise RowError("wrong_type", "The line is not an object {...} with named columns.")
+        return Row(number, row_values(parse_json(line), "line"))
     except RowError as error:
         return Row.bad(number, error, line)
-    return Row(number, value)

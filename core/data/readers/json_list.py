@@ -9,7 +9,7 @@ from typing import Any
 
 from core.data.problems import RowError
 from core.data.readers.lines import MAX_LINE_BYTES, read_lines
-from core.data.readers.row import Row
+from core.data.readers.row import Row, row_values
 from core.data.readers.strict_json import BrokenJson, parse_json_at
 from core.errors import DatasetError
 
@@ -45,12 +45,9 @@ def _row(text: _Text) -> Row:
     text.peek()
     line = text.line
     try:
-        value = text.value()
-        if not isinstance(value, dict):
-            raise RowError("wrong_type", "The row is not an object {...} with named columns.")
+        return Row(line, row_values(text.value(), "row"))
     except RowError as error:
         return Row.bad(line, error, "")
-    return Row(line, value)
 
 
 def _rows_of_object(text: _Text) -> Iterator[Row]:

@@ -9,6 +9,21 @@ from typing import Any
 from core.data.problems import ERROR, Problem, RowError, excerpt
 
 
+def row_values(value: Any, what: str) -> Mapping[str, Any]:
+    """The columns of a parsed row; one that is itself a list of turns becomes a column. Raises RowError: wrong_type."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        return {"turns": value}
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
+    ):
+        return {"conversations" if "from" in value[0] else "messages": value}
+    raise RowError("wrong_type", f"The {what} is not an object {{...}} with named columns.")
+
+
 @dataclass(frozen=True)
 class Row:
     """A row's values by column, or the problem that kept it from being read."""

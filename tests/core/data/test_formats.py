@@ -2,118 +2,49 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from core.data.dataset import inspect_dataset, load_dataset
 from core.data.detection import detect
 from core.data.formats import formats
+from core.data.readers import READERS
 from core.errors import DatasetError
+from tests.core.data.format_samples import CASES, FOLDER, SAMPLES, WRITERS, dumped, plain, said, table, write_table
 
-Rows = Sequence[dict[str, Any]]
 Turns = list[tuple[str, str]]
-
-QUOTED = 'He said "no, never", and left; 100 % sure.'
-SAMPLES: dict[str, tuple[Rows, list[Turns | str]]] = {
-    "messages": (
-        [
-            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": QUOTED}]},
-            {
-                "messages": [
-                    {"role": r, "content": c} for r, c in [("system", "S"), ("user", "你好"), ("assistant", "B")]
-                ]
-            },
-        ],
-        [[("user", "Hi"), ("assistant", QUOTED)], [("system", "S"), ("user", "你好"), ("assistant", "B")]],
-    ),
-    "sharegpt": (
-        [
-            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": QUOTED}]},
-            {"conversations": [{"from": f, "value": v} for f, v in [("system", "S"), ("human", "C"), ("gpt", "D")]]},
-        ],
-        [[("user", "Hi"), ("assistant", QUOTED)], [("system", "S"), ("user", "C"), ("assistant", "D")]],
-    ),
-    "alpaca": (
-        [
-            {"instruction": "Translate.", "input": "你好", "output": QUOTED},
-            {"instruction": "Greet me.", "input": "", "output": "Hello"},
-        ],
-        [[("user", "Translate.\n\n你好"), ("assistant", QUOTED)], [("user", "Greet me."), ("assistant", "Hello")]],
-    ),
-    "prompt_completion": (
-        [{"prompt": "Once upon", "completion": " a time"}, {"prompt": "Two", "completion": QUOTED}],
-        [[("user", "Once upon"), ("assistant", " a time")], [("user", "Two"), ("assistant", QUOTED)]],
-    ),
-    "question_answer": (
-        [
-            {"context": "Tea is hot.", "question": "Is it?", "answer": "Yes"},
-            {"context": "", "question": "Who?", "answer": QUOTED},
-        ],
-        [[("user", "Tea is hot.\n\nIs it?"), ("assistant", "Yes")], [("user", "Who?"), ("assistant", QUOTED)]],
-    ),
-    "source_target": (
-        [{"source": "Good day", "target": "Bonjour"}, {"source": QUOTED, "target": "Non"}],
-        [[("user", "Good day"), ("assistant", "Bonjour")], [("user", QUOTED), ("assistant", "Non")]],
-    ),
-    "text_label": (
-        [{"text": QUOTED, "label": "negative"}, {"text": "好", "label": "positive"}],
-        [[("user", QUOTED), ("assistant", "negative")], [("user", "好"), ("assistant", "positive")]],
-    ),
-    "text": ([{"text": QUOTED}, {"text": "第二行"}], [QUOTED, "第二行"]),
-}
-
-
-def cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def write_table(path: Path, rows: Rows, delimiter: str) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows([{name: cell(value) for name, value in row.items()} for row in rows])
-
-
-def dumped(row: Any) -> str:
-    return json.dumps(row, ensure_ascii=False)
-
-
-WRITERS: dict[str, Callable[[Path, Rows], Any]] = {
-    ".jsonl": lambda path, rows: path.write_text("\n".join(map(dumped, rows)), encoding="utf-8"),
-    ".json": lambda path, rows: path.write_text(json.dumps(rows, indent=2), encoding="utf-8"),
+OTHER_WRITERS = {
     ".data.json": lambda path, rows: path.write_text(dumped({"v": [1], "data": rows, "by": {}}), encoding="utf-8"),
-    ".csv": lambda path, rows: write_table(path, rows, ","),
     ".semicolon.csv": lambda path, rows: write_table(path, rows, ";"),
-    ".tsv": lambda path, rows: write_table(path, rows, "\t"),
-    ".parquet": lambda path, rows: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path),
-    ".txt": lambda path, rows: path.write_text("\n".join(row["text"] for row in rows), encoding="utf-8"),
-}  # fmt: skip
-FIRST_ROWS = {".jsonl": (1, 2), ".data.json": (1, 1), ".parquet": (1, 2), ".txt": (1, 2)}
-CASES = [(name, kind) for name in SAMPLES for kind in WRITERS if kind != ".txt" or name == "text"]
+}
+FIRST_LINES = {".jsonl": 1, ".data.json": 1, ".parquet": 1, ".txt": 1}
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(("name", "kind"), [*CASES, *((name, kind) for name in SAMPLES for kind in OTHER_WRITERS)])
 def test_every_format_in_every_type_of_file(tmp_path: Path, name: str, kind: str) -> None:
     rows, expected = SAMPLES[name]
     path = tmp_path / f"file{kind}"
-    WRITERS[kind](path, rows)
-    dataset = load_dataset(path)
-    assert (dataset.format, dataset.share, dataset.problems, len(dataset)) == (name, 1.0, (), len(rows))
-    read = [record.text or [(turn.role, turn.content) for turn in record.messages] for record in dataset.records]
-    assert read == expected
-    if kind != ".json":
-        assert tuple(record.row for record in dataset.records) == FIRST_ROWS.get(kind, (2, 3))
+    {**WRITERS, **OTHER_WRITERS}[kind](path, rows)
+    for file in (path, FOLDER / f"{name}{kind}"):  # written now, and as it lies in assets/formats
+        if kind in OTHER_WRITERS and file is not path:
+            continue
+        dataset = load_dataset(file)
+        assert (dataset.format, dataset.share, dataset.problems, len(dataset)) == (name, 1.0, (), len(rows))
+        assert list(map(plain, dataset.records)) == expected
+        if kind != ".json":
+            first = 1 if kind == ".data.json" else FIRST_LINES.get(kind, 2)
+            step = 0 if kind == ".data.json" else 1
+            assert [record.row for record in dataset.records] == [first + step * n for n in range(len(rows))]
 
 
-def test_the_table_holds_every_format() -> None:
+def test_the_table_holds_every_format_and_type_of_file_and_is_the_one_in_assets() -> None:
     assert set(SAMPLES) == set(formats.names())
+    assert set(WRITERS) == set(READERS)
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == table()
+    assert {file.name for file in FOLDER.iterdir()} == {f"{name}{kind}" for name, kind in CASES} | {"README.md"}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +55,7 @@ def test_the_table_holds_every_format() -> None:
         ({"prompt": "a", "response": "b"}, "prompt_completion"),
         ({"instruction": "a", "input": "b", "output": "c", "text": "d"}, "alpaca"),
         ({"id": "1", "conversations": [], "system": ""}, "sharegpt"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "messages": []}, "preference"),
     ],
 )
 def test_detection_prefers_what_needs_more(row: dict[str, Any], name: str) -> None:
@@ -181,7 +113,7 @@ def test_column_names_may_differ_in_case_and_spaces(tmp_path: Path) -> None:
 def turns_of(path: Path, row: dict[str, Any]) -> Turns:
     path = path / "x.jsonl"
     path.write_text(json.dumps(row))
-    return [(turn.role, turn.content) for turn in load_dataset(path).records[0].messages]
+    return [said(turn) for turn in load_dataset(path).records[0].messages]
 
 
 def test_what_formats_may_hold_besides(tmp_path: Path) -> None:
@@ -197,6 +129,75 @@ def test_what_formats_may_hold_besides(tmp_path: Path) -> None:
     expected = [("system", "S"), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"), ("user", "now")]
     assert turns_of(tmp_path, row)[:-1] == expected
     assert turns_of(tmp_path, {"text": "t", "label": 3}) == [("user", "t"), ("assistant", "3")]
+
+
+def pair_of(folder: Path, row: dict[str, Any]) -> tuple[Turns, Turns]:
+    path = folder / "pair.jsonl"
+    path.write_text(json.dumps(row))
+    dataset = load_dataset(path)
+    assert dataset.format == "preference"
+    record = dataset.records[0]
+    return [said(turn) for turn in record.messages], [said(turn) for turn in record.rejected]
+
+
+def test_preference_pairs_in_the_forms_that_are_about(tmp_path: Path) -> None:
+    asked, good, bad = (
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "g"},
+        {"role": "assistant", "content": "b"},
+    )
+    expected = [("user", "q"), ("assistant", "g")], [("user", "q"), ("assistant", "b")]
+    for row in (
+        {"prompt": "q", "chosen": "g", "rejected": "b"},
+        {"question": "q", "chosen": "g", "rejected": "b"},
+        {"prompt": "q", "chosen": [asked, good], "rejected": [asked, bad]},  # UltraFeedback, binarised
+        {"prompt": [asked], "chosen": [good], "rejected": [bad]},  # TRL's conversational form
+        {"chosen": [asked, good], "rejected": [asked, bad]},
+        {"messages": [asked], "chosen": good, "rejected": bad},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "g"},
+         "rejected": {"from": "gpt", "value": "b"}},  # LLaMA-Factory
+        {"chosen": "\n\nHuman: q\n\nAssistant: g", "rejected": "\n\nHuman: q\n\nAssistant: b"},  # hh-rlhf
+        {"prompt": json.dumps([asked]), "chosen": json.dumps([good]), "rejected": json.dumps([bad])},
+    ):  # fmt: skip
+        assert pair_of(tmp_path, row) == expected, row
+    with_system = {"system": "S", "prompt": "q", "chosen": "g", "rejected": "b"}
+    assert pair_of(tmp_path, with_system)[1] == [("system", "S"), *expected[1]]
+
+
+def test_tool_calls_in_the_forms_that_are_about(tmp_path: Path) -> None:
+    tool = {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    arguments = {"city": "Oslo"}
+    calls = [
+        {"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": json.dumps(arguments)}}]},
+        {"tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]},
+        {"function_call": {"name": "weather", "arguments": json.dumps(arguments)}},
+    ]
+    expected = [("user", "q"), ("assistant", 'weather({"city": "Oslo"})'), ("tool", "-3"), ("assistant", "Cold.")]
+    for call in calls:
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, **call},
+                 {"role": "tool", "content": "-3"}, {"role": "assistant", "content": "Cold."}]  # fmt: skip
+        assert turns_of(tmp_path, {"messages": turns, "tools": [tool]}) == expected
+    shared = [("human", "q"), ("function_call", json.dumps({"name": "weather", "arguments": arguments})),
+              ("observation", "-3"), ("gpt", "Cold.")]  # fmt: skip
+    row = {"conversations": [{"from": who, "value": what} for who, what in shared], "tools": json.dumps([tool])}
+    assert turns_of(tmp_path, row) == expected
+    record = load_dataset(tmp_path / "x.jsonl").records[0]
+    assert json.loads(record.tools) == [{"type": "function", "function": tool}]
+
+
+def test_lists_of_turns_and_other_shapes(tmp_path: Path) -> None:
+    two = [("user", "a"), ("assistant", "b")]
+    for line in ('["a", "b"]', '{"dialog": ["a", "b"]}', '{"conversation": ["a", "b"]}', '{"utterances": ["a", "b"]}',
+                 '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]',
+                 '[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]'):  # fmt: skip
+        path = tmp_path / "x.jsonl"
+        path.write_text(line + "\n")
+        assert [said(turn) for turn in load_dataset(path).records[0].messages] == two, line
+    path = tmp_path / "x.json"
+    path.write_text('[["a", "b"], ["c", "d"]]')
+    assert load_dataset(path).format == "turns" and len(load_dataset(path)) == 2
+    for answers in ({"text": ["b", "c"], "answer_start": [1, 2]}, [{"text": "b"}], ["b", "c"], "b"):
+        assert turns_of(tmp_path, {"question": "a", "answers": answers}) == two
 
 
 def chat_row(*turns: tuple[Any, Any]) -> dict[str, Any]:
@@ -216,7 +217,36 @@ BAD_ROWS = {
     "no turns": (chat_row(), "no_assistant"),
     "empty question": (chat_row(("user", ""), A), "missing_field"),
     "no content": ({"messages": [{"role": "user"}]}, "missing_field"),
-    "unknown role": (chat_row(("tool", "x"), A), "wrong_type"),
+    "unknown role": (chat_row(("judge", "x"), A), "wrong_type"),
+    "a tool that nobody called": (chat_row(U, ("tool", "x"), A), "role_order"),
+    "a pair without a prompt": ({"chosen": "a", "rejected": "b"}, "missing_field"),
+    "a pair of the same": ({"prompt": "p", "chosen": "a", "rejected": "a"}, "bad_pair"),
+    "a pair with an empty side": ({"prompt": "p", "chosen": "a", "rejected": " "}, "empty_answer"),
+    "a pair of two prompts": (
+        {"chosen": chat_row(U, A)["messages"], "rejected": chat_row(("user", "other"), ("assistant", "b"))["messages"]},
+        "bad_pair",
+    ),
+    "a pair that ends with a question": (
+        {"chosen": chat_row(U, A, U)["messages"], "rejected": chat_row(U, A)["messages"]},
+        "no_assistant",
+    ),
+    "a dialogue of numbers": ({"turns": [1, 2]}, "wrong_type"),
+    "a dialogue of one text": ({"turns": ["hello"]}, "no_assistant"),
+    "a tool call without a name": (
+        {"messages": [*chat_row(U)["messages"], {"role": "assistant", "tool_calls": [{"function": {}}]}]},
+        "wrong_type",
+    ),
+    "a tool call with broken arguments": (
+        {
+            "messages": [
+                *chat_row(U)["messages"],
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]},
+            ]
+        },
+        "bad_json",
+    ),
+    "tools that are a text": ({**chat_row(U, A), "tools": "weather"}, "wrong_type"),
+    "no right answer": ({"question": "q", "answers": {"text": [], "answer_start": []}}, "empty_answer"),
     "role is a number": (chat_row((1, "x"), A), "wrong_type"),
     "content is a number": (chat_row(("user", 1), A), "wrong_type"),
     "an image": (chat_row(("user", [{"type": "image_url"}]), A), "wrong_type"),

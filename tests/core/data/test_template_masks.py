@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from core.data.records import Message, Record
+from core.data.records import Message, Record, ToolCall
 from core.data.rendering import encode_prompt
 from core.data.template import TokenizedExample, tokenize, tokenize_all
 from core.errors import DatasetError, ModelError
@@ -93,6 +94,119 @@ CHATS = {
     "unanswered": ((U, "Hello"), (A, "Hello there!"), (U, "And?")),
     "markers as words": ((U, "What is im_end?"), (A, "It is |im_end| or </end> or [/INST] or model\n.")),
 }
+
+
+# -- tools
+
+QWEN_TOOLS = (
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}# Tools\n\n<tools>"
+    "{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}{{ '\n' }}</tools><|im_end|>\n"
+    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}"
+    "{% if messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}"
+    "\n<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
+    "{% elif m.tool_calls %}<|im_start|>assistant{% if m.content %}{{ '\n' }}{{ m.content }}{% endif %}"
+    "{% for call in m.tool_calls %}{{ '\n' }}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n"
+    "{% elif m.role != 'system' or not loop.first %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3_TOOLS = (
+    "{{ bos_token }}{% if tools %}<|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython\n"
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|eot_id|>{% endif %}"
+    "{% for m in messages %}{% if m.tool_calls %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    '{"name": "{{ m.tool_calls[0].function.name }}", "parameters": {{ m.tool_calls[0].function.arguments | tojson }}}'
+    "<|eot_id|>{% else %}<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MISTRAL_TOOLS = (  # the tools stand before the last question
+    "{{ bos_token }}{% set users = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{% for m in messages %}{% if m.role == 'user' %}"
+    "{% if tools and m == users[-1] %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "[INST]{{ m.content }}[/INST]{% elif m.tool_calls %}[TOOL_CALLS][{% for call in m.tool_calls %}"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}, "id": "{{ call.id }}"}'
+    "{% endfor %}]{{ eos_token }}{% elif m.role == 'tool' %}"
+    '[TOOL_RESULTS]{"content": "{{ m.content }}", "call_id": "{{ m.tool_call_id }}"}[/TOOL_RESULTS]'
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL_TOKENS = ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]",
+                  "[TOOL_RESULTS]", "[/TOOL_RESULTS]")  # fmt: skip
+CALL_WORDS = '"arguments": {"city": "Oslo"}'
+TOOL_FAMILIES = {
+    "qwen": (Family(IM, QWEN_TOOLS, "<|im_end|>", None, "<|im_end|>"),
+             f'<tool_call>\n{{"name": "weather", {CALL_WORDS}}}\n</tool_call>'),
+    "llama3": (Family(FAMILIES["llama3"].specials, LLAMA3_TOOLS, "<|end_of_text|>", "<|begin_of_text|>", "<|eot_id|>",
+                      kind="lines"),
+               '{"name": "weather", "parameters": {"city": "Oslo"}}'),
+    "mistral": (Family(MISTRAL_TOKENS, MISTRAL_TOOLS, "</s>", "<s>", "</s>"),
+                f'[TOOL_CALLS][{{"name": "weather", {CALL_WORDS}, "id": "call00001"}}]'),
+}  # fmt: skip
+CALLED = Message(A, "", (ToolCall("weather", '{"city": "Oslo"}', "call00001"),))
+ANSWERED = Message("tool", "-3", name="weather", call_id="call00001")
+TOOLS = json.dumps([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}])
+
+
+def with_tools(*before: tuple[str, str]) -> Record:
+    turns = [*before, (U, "Is it cold in Oslo?")]
+    spoken = tuple(Message(role, content) for role, content in turns)
+    return Record(7, (*spoken, CALLED, ANSWERED, Message(A, "Yes.")), tools=TOOLS)
+
+
+@pytest.fixture(scope="session", params=TOOL_FAMILIES)
+def tool_family(request: pytest.FixtureRequest, make_tokenizer: Any) -> tuple[str, str, str, PreTrainedTokenizerBase]:
+    chosen, called = TOOL_FAMILIES[request.param]
+    made = make_tokenizer(chosen.specials, chosen.template, chosen.eos, chosen.bos, kind=chosen.kind)
+    return request.param, called, chosen.end, made
+
+
+def test_tool_calls_are_trained_and_the_tools_answers_are_not(tool_family: Any) -> None:
+    _, called, end, tokenizer = tool_family
+    example = tokenize(with_tools(), tokenizer)
+    assert trained(example, tokenizer) == [called + end, "Yes." + end]
+    whole = tokenizer.decode(example.input_ids)
+    assert "weather" in whole.split(called)[0] and "-3" in whole
+    prompt = encode_prompt(with_tools().messages[:1], tokenizer, TOOLS)
+    assert list(example.input_ids[: len(prompt)]) == prompt and example.loss_mask[len(prompt)]
+    for length in range(len(prompt) + 1, len(example.input_ids)):
+        assert tokenize(with_tools(), tokenizer, length).loss_mask == example.loss_mask[:length]
+
+
+def test_tools_in_later_turns(tool_family: Any) -> None:
+    name, called, end, tokenizer = tool_family
+    chat = with_tools((U, "Hello"), (A, "Hello there!"))
+    if name == "mistral":  # the first answer would be trained with the tools in a place where they never are in use
+        with pytest.raises(DatasetError, match=r"Row 7: .*not clear where an answer begins"):
+            tokenize(chat, tokenizer)
+        return
+    assert trained(tokenize(chat, tokenizer), tokenizer) == ["Hello there!" + end, called + end, "Yes." + end]
+
+
+def test_words_beside_a_tool_call_are_trained_too(make_tokenizer: Any) -> None:
+    qwen, called = TOOL_FAMILIES["qwen"]
+    tokenizer = make_tokenizer(qwen.specials, qwen.template, qwen.eos)
+    speaking = Message(A, "Let me see.", CALLED.tool_calls)
+    chat = Record(7, (Message(S, "Be brief."), Message(U, "Cold?"), speaking, ANSWERED, ANSWERED, Message(A, "Yes.")))
+    assert trained(tokenize(chat, tokenizer), tokenizer) == [f"Let me see.\n{called}<|im_end|>", "Yes.<|im_end|>"]
+
+
+def test_templates_that_would_lose_the_tools_are_refused(family: tuple[Family, PreTrainedTokenizerBase]) -> None:
+    _, tokenizer = family
+    called_only = Record(7, with_tools().messages)
+    offered_only = Record(7, record(CHATS["single"]).messages, tools=TOOLS)
+    for chat in (with_tools(), called_only, offered_only):
+        with pytest.raises(DatasetError, match="Row 7: The model's chat template") as caught:
+            tokenize(chat, tokenizer)
+        assert "tools" in caught.value.fix or "template takes" in caught.value.fix
+
+
+def test_without_a_template_there_are_no_tools(make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer(["<eos>"], None, "<eos>")
+    with pytest.raises(DatasetError, match="Row 7: The model has no chat template, so nothing says"):
+        tokenize(with_tools(), tokenizer)
 
 
 def record(turns: tuple[tuple[str, str], ...]) -> Record:
