@@ -27,6 +27,7 @@ from core.adapters import (
     remove_adapter,
     set_adapter,
 )
+from core.classifier import head_of, load_classifier
 from core.config import AdapterConfig, DataConfig, GenerationConfig, OptimConfig, TrainConfig
 from core.data.records import Message, Record
 from core.errors import AdapterError, ConfigError
@@ -34,7 +35,7 @@ from core.export.peft import load_adapter, save_adapter
 from core.generate import generate
 from core.models import load_model
 from core.selection import ALL_LINEAR
-from core.tasks.classification import Classification, head_of, load_classifier
+from core.tasks.classification import Classification
 from core.train import Trainer
 
 Scores = dict[str, float]

@@ -81,9 +81,11 @@ def _write_adapter(trainer: Trainer, folder: Path) -> None:
     from safetensors import SafetensorError
 
     from core.export.peft import save_adapter
+    from core.export.task_file import write_task
 
     try:
         save_adapter(trainer.model, folder, trainer.adapter, base_model=_base_name(trainer.model))
+        write_task(folder, trainer.task.facts())
     except SafetensorError as error:  # how safetensors reports a full disk
         code = re.search(r"os error (\d+)", str(error))
         raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from core.errors import ConfigError
 from core.quantize.size import QUANTIZATIONS
+from core.tasks import choice
 
 C = TypeVar("C")
 
@@ -143,6 +144,7 @@ class DataConfig(Checked):
         unit="tokens",
     )
     completion_only: bool = option(True, "Train on the answers only, not on the prompts.")
+    multi_label: bool = option(False, "A text may have several labels, written with commas between them.")
     validation_share: float = option(
         0.05, "Share of the rows held out to measure the validation loss.", minimum=0.0, maximum=0.5
     )
@@ -182,6 +184,9 @@ class TrainConfig(Checked):
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    task: str = option(
+        choice.AUTO, "What is learned. auto takes what the dataset and the model are made for.", choices=choice.NAMES
+    )
     epochs: float = option(3.0, "How often every row is seen.", minimum=0.01, maximum=1000.0, basic=True)
     max_steps: int = option(
         0,
@@ -203,6 +208,20 @@ class TrainConfig(Checked):
     eval_every: int = option(
         0,
         "Steps between two measurements of the validation loss. 0 measures up to 20 times a run.",
+        minimum=0,
+        maximum=1_000_000,
+        unit="steps",
+    )
+    answer_rows: int = option(
+        16,
+        "Held-out rows that are answered before and after, and the answers scored. 0 answers none.",
+        minimum=0,
+        maximum=100_000,
+        unit="rows",
+    )
+    answer_every: int = option(
+        0,
+        "Steps between two scorings of answers. 0 scores them only before the first step and of the best adapter.",
         minimum=0,
         maximum=1_000_000,
         unit="steps",

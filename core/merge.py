@@ -32,7 +32,7 @@ from core.merge_plan import Job, MergePlan, find_ties, plan_merge
 from core.models import inspect_model, read_config
 from core.quantize.rounding import TRAINED, BaseRounding
 from core.quantize.size import NONE
-from core.skeleton import make_skeleton
+from core.skeleton import adapted_config, make_skeleton
 from core.verify import MergeCheck, verify_merge
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,10 @@ def merge_to_folder(
     base, adapter_folder, out_folder = Path(base), Path(adapter_folder), Path(out_folder)
     if dtype not in ("base", "float32"):
         raise ConfigError(f"dtype is {dtype!r}.", "Pick 'base' or 'float32'.")
-    config = read_config(base)
+    own = read_config(base)
+    config = adapted_config(own, adapter_folder)
     skeleton = make_skeleton(config, base)
-    ties = find_ties(skeleton)
+    ties, names = find_ties(skeleton), _names(skeleton)
     check_mergeable(read_adapter_config(adapter_folder))
     load_adapter(skeleton, adapter_folder, ADAPTER)
     plan = plan_merge(skeleton, base, ties, ADAPTER)
@@ -72,12 +73,20 @@ def merge_to_folder(
     plan.round(skeleton, rounding)
     if dtype == "float32":
         plan.widen()
+    if config is not own:
+        plan.rename(names)
     with new_folder(out_folder, plan.size_bytes) as scratch:
         _write_weights(plan, scratch, adapter_folder, progress or _silent)
         copy_companions(base, scratch)
         write_json(scratch / "config.json", scrubbed_config(config, dtype if dtype != "base" else None, plan.unties))
         _write_card(scratch, inspect_model(base).licence, rounding)
     return out_folder
+
+
+def _names(skeleton: torch.nn.Module) -> set[str]:
+    """Every parameter and buffer, those that are shared under each of their names."""
+    found = (skeleton.named_parameters(remove_duplicate=False), skeleton.named_buffers(remove_duplicate=False))
+    return {name for kind in found for name, _ in kind}
 
 
 def _silent(done: int, total: int) -> None:
@@ -107,10 +116,19 @@ def _tensors(
 ) -> Iterator[Tensor]:
     with safe_open(path, framework="pt") as file, safe_open(weights_file(adapter_folder), framework="pt") as stored:
         for job in jobs.values():
+            if not job.source:  # of a module that the base lacks
+                yield _brought(job)
+                continue
             tensor = file.get_tensor(job.source)
             if job.source in repeated:
                 check_repeated(repeated[job.source], stored.get_tensor(repeated[job.source]), tensor)
             yield _merged(job, tensor)
+
+
+def _brought(job: Job) -> Tensor:
+    replacement = None if job.host is None else job.host.replacement(ADAPTER)
+    assert replacement is not None  # for the type checker: `plan_merge` places none but these
+    return replacement.tensors()[job.key].detach().to(job.entry.dtype)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Job:
     """One tensor of the merged folder: where its values come from and what they become."""
 
     entry: TensorEntry
-    source: str  # the tensor's name in the base's file
+    source: str  # the tensor's name in the base's file; empty for one that the base lacks and the adapter brings
     host: AdaptedModule | None = None  # the adapted layer it belongs to, if any
     key: str = ""  # which of the layer's parameters it is
     rounding: BaseRounding | None = None  # for the weight of a layer that was quantised in training, or is to be
@@ -76,6 +76,20 @@ class MergePlan:
             raise AdapterError(f"{source!r} of the base has shape {entry.shape}.", "Pick the base of this adapter.")
         jobs[entry.name] = Job(entry, source, host, key)
 
+    def add(self, parameter: str, host: AdaptedModule, key: str) -> None:
+        """Put a tensor that the base lacks and the adapter brings, such as that of a new head, into the last file."""
+        jobs = self.files[list(self.files)[-1]]
+        dtype = next(iter(jobs.values())).entry.dtype
+        entry = TensorEntry(parameter, dtype, tuple(host.base_layer.get_parameter(key).shape))
+        jobs[parameter] = Job(entry, "", host, key)
+
+    def rename(self, names: Set[str]) -> None:
+        """Put the name of the body in front of every tensor whose parameter, of those in `names`, is called so."""
+        for jobs in self.files.values():
+            for name, job in jobs.items():
+                if name not in names and f"{self.prefix}.{name}" in names:
+                    jobs[name] = replace(job, entry=replace(job.entry, name=f"{self.prefix}.{name}"))
+
     def round(self, skeleton: nn.Module, rounding: BaseRounding) -> None:
         """Have the weights of all quantisable layers rounded before they are merged."""
         for path, layer in quantizable(skeleton).items() if rounding.is_needed else ():
@@ -106,8 +120,8 @@ def plan_merge(skeleton: Any, base: Path, ties: Mapping[str, tuple[str, ...]], a
     prefix = str(getattr(skeleton, "base_model_prefix", ""))
     plan = MergePlan(prefix, {path: _unchanged(path) for path in weight_files(base)})
     changes: dict[str, _Change] = {}
-    for path, host in adapters_of(skeleton).hosts.items():
-        changes |= {f"{path}.{key}": (host, key) for key in _changed_keys(host, adapter)}
+    for path, adapted in adapters_of(skeleton).hosts.items():
+        changes |= {f"{path}.{key}": (adapted, key) for key in _changed_keys(adapted, adapter)}
     tied = dict.fromkeys(
         name
         for parameter in changes
@@ -119,10 +133,24 @@ def plan_merge(skeleton: Any, base: Path, ties: Mapping[str, tuple[str, ...]], a
         plan.unties = True
     for parameter in dict.fromkeys([*changes, *tied]):
         names = ties.get(parameter, ())
+        host, key = changes.get(parameter, (None, ""))
+        if (
+            host is not None
+            and not any(plan.find(name) for name in (parameter, *names))
+            and _brings(host, key, adapter)
+        ):
+            plan.add(parameter, host, key)
+            continue
         is_repeated = parameter not in tied and any(plan.find(name) for name in names)
         if not is_repeated or plan.find(parameter):
-            plan.place(parameter, names, *changes.get(parameter, (None, "")))
+            plan.place(parameter, names, host, key)
     return plan
+
+
+def _brings(host: AdaptedModule, key: str, adapter: str) -> bool:
+    """Whether an adapter has a whole tensor for a parameter, rather than something to add to the base's."""
+    replacement = host.replacement(adapter)
+    return replacement is not None and key in replacement.names and host.adapter(adapter) is None
 
 
 def _stays_one(names: Sequence[str], changes: Mapping[str, _Change], adapter: str) -> bool:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ModelError
+from core.family import CAUSAL, SEQ2SEQ, family_of
+from core.model_card import has_chat_template, licence
 from core.quantize.size import NONE
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class ModelInfo:
     size_bytes: int
     targets: tuple[Target, ...]
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False, repr=False)  # shapes by name
+    family: str = CAUSAL  # causal, encoder or seq2seq (`core.family`)
 
     def linear_targets(self) -> tuple[Target, ...]:
         """The targets that 'all-linear' means."""
@@ -104,12 +107,13 @@ def inspect_model(folder: Path) -> ModelInfo:
         layers=_first_int(text, "num_hidden_layers", "n_layer", "num_layers"),
         heads=_first_int(text, "num_attention_heads", "n_head", "num_heads"),
         vocab_size=_first_int(text, "vocab_size"),
-        has_chat_template=_has_chat_template(folder),
+        has_chat_template=has_chat_template(folder),
         tied_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        licence=_licence(folder),
+        licence=licence(folder),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         targets=_targets(tensors, is_conv1d=model_type in _CONV1D_MODELS),
         tensors={name: shape for name, (_, shape) in sorted(tensors.items(), key=lambda item: _natural(item[0]))},
+        family=family_of(config),
     )
 
 
@@ -256,59 +260,46 @@ def _first_int(config: Mapping[str, Any], *names: str) -> int:
     return 0
 
 
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
-        return True
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _licence(folder: Path) -> str:
-    """The licence named in the model card's front matter, or the first line of a licence file."""
-    card = folder / "README.md"
-    if card.exists():
-        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
-            if line.startswith("license:"):
-                return line.partition(":")[2].strip()
-    for path in sorted(folder.glob("LICENSE*")):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        return next((line for line in lines if line), "")[:80]
-    return ""
-
-
 def load_model(
-    source: str | Path, dtype: str = "auto", device: str | None = None, quantization: str = NONE
+    source: str | Path,
+    dtype: str = "auto",
+    device: str | None = None,
+    quantization: str = NONE,
+    kind: str = "",
+    **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model, frozen and in eval mode, with its tokenizer.
+    """Load a language model, frozen and in eval mode, with its tokenizer.
 
     `source` is a folder, or a hub id, which is fetched first (safetensors only, no code of its own).
     `dtype` "auto" is bfloat16 on a GPU that computes in it and float32 elsewhere; `device` None picks CUDA, MPS or CPU.
     `quantization` "nf4" or "int8" keeps the weights of all linear layers but the output layer in 4 or 8 bits, and
     `dtype` is what they compute in; while it loads, the host needs memory for the weights as they are in the files.
-    Raises ModelError when the model is missing, unsafe, or not a causal language model.
+    `kind` is transformers' auto class, left out the one that writes text: AutoModelForCausalLM, or for T5, BART and
+    their kin AutoModelForSeq2SeqLM; `options` go to its from_pretrained.
+    Raises ModelError when the model is missing, unsafe, or not of that kind.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     folder = Path(source)
     if not folder.is_dir():
         from core.hub import download_model
 
         folder = download_model(str(source))
-    read_config(folder)
+    is_seq2seq = family_of(read_config(folder)) == SEQ2SEQ
+    kind = kind or ("AutoModelForSeq2SeqLM" if is_seq2seq else "AutoModelForCausalLM")
     device = device or best_device()
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
     read_as = dtype if quantization == NONE else stored_dtype(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, read_as), local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        model = getattr(transformers, kind).from_pretrained(
+            folder, dtype=getattr(torch, read_as), local_files_only=True, use_safetensors=True,
+            trust_remote_code=False, **options,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{folder.name!r} cannot be loaded: {reason}", "Pick a causal language model.") from error
+        raise ModelError(f"{folder.name!r} cannot be loaded: {reason}", "Pick a model that fits the task.") from error
     module: Any = model  # transformers' own annotation of `to` is wrong
     module.requires_grad_(False)
     if quantization != NONE:

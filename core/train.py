@@ -34,8 +34,9 @@ from core.mode import mode
 from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
 from core.rng import RandomState
 from core.schedule import plan_steps
-from core.tasks.completion import Completion
-from core.tasks.task import CountedBatch, Task, mean_loss
+from core.scoring.scores import Scores
+from core.tasks.made import task_of
+from core.tasks.task import CountedBatch, Task, measure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ class Trainer:
     """Trains adapter `adapter` of a model on a dataset; injects it from `config.adapter` when the model lacks it.
 
     Public state: `step`, `total_steps`, `best_step` (0 when nothing was measured), `best_eval_loss`, `stopped_early`,
-    `plan` and `examples` (every automatic setting, resolved). `task` is completion unless given.
+    `plan` and `examples` (every automatic setting, resolved). `task` is what the model is made for unless given.
 
     Raises DatasetError when there is nothing to train on.
     """
@@ -95,7 +96,7 @@ class Trainer:
         self.model, self.tokenizer, self.config, self.adapter = model, tokenizer, config, adapter
         records = dataset if isinstance(dataset, Sequence) else dataset.records
         before = methods.get(config.adapter.method).virtual_tokens(config.adapter)
-        self.task = task or Completion()
+        self.task = task or task_of(config.task, model, records, config)
         self.examples = self.task.prepare(records, tokenizer, config, _context_length(model), progress, before)
         self.plan = plan_steps(
             len(self.examples.train), config, len(self.examples.validation), self.examples.max_length
@@ -107,7 +108,7 @@ class Trainer:
         self.rule = training_rule(model, adapter, self.total_steps)
         self.rule.sample = self._sample
         self.renew_optimizer()
-        self.task.bind(model)
+        self.task.bind(model, config)
         self.sampler = Sampler(
             [len(example.input_ids) for example in self.examples.train],
             self.plan.batch_size,
@@ -119,6 +120,7 @@ class Trainer:
         self.best_step = 0
         self.best_eval_loss = math.inf
         self.last_eval_loss: float | None = None  # of the current step, when it was measured
+        self.scores = Scores()  # of the validation rows, when they were measured last
         self.measurements_since_best = 0
         self.stopped_early = False
 
@@ -154,11 +156,12 @@ class Trainer:
             )
 
     def evaluate(self) -> float | None:
-        """Measure the validation loss as the adapter is now; None without validation rows."""
+        """Measure the validation loss, and `scores` with it, as the adapter is now; None without validation rows."""
         if not self.examples.validation:
             return None
         validation, rows = self.examples.validation, self.plan.micro_batch_size
-        return mean_loss(self.task, self.model, validation, self._pad_id, rows)
+        loss, self.scores = measure(self.task, self.model, validation, self._pad_id, rows)
+        return loss
 
     def _train_step(self) -> dict[str, Any]:
         """One update from one batch of rows, of which the gradients are summed over micro-batches.

@@ -19,7 +19,7 @@ from core.models import load_tokenizer, read_config, stored_dtype
 from core.quantize.model import quantizable, round_model
 from core.quantize.rounding import TRAINED, BaseRounding
 from core.quantize.size import NONE
-from core.skeleton import model_class
+from core.skeleton import adapted_config, load_config, model_class
 
 PROBES = 4  # sequences tried when no prompts are given
 PROBE_TOKENS = 32
@@ -78,15 +78,18 @@ def verify_merge(
 def _adapted(base: Path, adapter_folder: Path | str, device: str, quantization: str) -> Any:
     """The base in float32, with the values of its quantised form if asked, and with the adapter."""
     dtype = "auto" if quantization == NONE else stored_dtype(base)
-    model = _load(base, device, dtype).float()
+    model = _load(base, device, dtype, adapted_config(read_config(base), Path(adapter_folder))).float()
     round_model(model, quantization)
     load_adapter(model, adapter_folder, "verify")
     return model
 
 
-def _load(folder: Path, device: str, dtype: str = "auto") -> Any:
-    kind = model_class(read_config(folder))
-    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+def _load(folder: Path, device: str, dtype: str = "auto", config: dict[str, Any] | None = None) -> Any:
+    """The model of a folder, as `config` has it when that differs from its own by another head."""
+    own = read_config(folder)
+    config = own if config is None else config
+    kind, settings = model_class(config), load_config(config, folder)
+    model = kind.from_pretrained(folder, config=settings, dtype=dtype, local_files_only=True, use_safetensors=True)
     return model.to(device).eval()
 
 
@@ -102,10 +105,18 @@ def _token_ids(prompts: Sequence[str] | Sequence[Sequence[int]], folder: Path, m
     return [torch.tensor(sequence) for sequence in ids]
 
 
-def _logits(model: nn.Module, sequences: Sequence[Tensor]) -> Tensor:
-    """Logits of all tokens of all sequences, (N, V), on the CPU."""
+def _logits(model: Any, sequences: Sequence[Tensor]) -> Tensor:
+    """Logits of all tokens of all sequences, (N, V), on the CPU; of a classifier, one row (L) a sequence.
+
+    A model that turns one text into another is shown the sequence on both sides.
+    """
     device = next(model.parameters()).device
-    rows = [model(input_ids=ids.unsqueeze(0).to(device), use_cache=False).logits[0].cpu() for ids in sequences]
+    takes_two = bool(model.config.is_encoder_decoder) and not hasattr(model, "classification_head")
+    rows = []
+    for ids in sequences:
+        ids = ids.unsqueeze(0).to(device)
+        output = model(input_ids=ids, **({"decoder_input_ids": ids} if takes_two else {})).logits
+        rows.append(output.flatten(0, -2).cpu())
     return torch.cat(rows)
 
 

@@ -117,5 +117,5 @@ class JobContext:
         self.attempt.checkpoint(step, **columns)
 
     def _report(self, **columns: Any) -> None:
-        self.attempt.record(self._points, **self._changes, **columns)
+        self.attempt.record(self._points, **{**self._changes, **columns})
         self._points, self._changes, self._reported_at = [], {}, time.monotonic()

@@ -9,10 +9,12 @@ from functools import cache
 
 from core.config import AdapterConfig, TrainConfig
 from core.errors import ConfigError
+from core.family import CAUSAL
 from core.memory import estimate_memory
 from core.methods import methods
 from core.models import ModelInfo
 from core.schedule import StepPlan, plan_steps
+from core.tasks.choice import TASKS, choose_task
 from studio.views import Check, DeviceView, PlanView
 
 CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
@@ -31,6 +33,7 @@ class Facts:
     device: DeviceView
     disk_free_bytes: int
     tokens_per_second: float | None  # measured in an earlier run of this model here
+    format: str = ""  # of the dataset
 
 
 def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
@@ -48,6 +51,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
     free = facts.device.memory_total_bytes - facts.device.memory_used_bytes
     checks = (
+        *_task_checks(facts, config),
         *_adapter_checks(facts.info, config.adapter, steps.total_steps),
         *_data_checks(facts, config, longest, virtual),
         *_setting_checks(facts.info, config),
@@ -108,6 +112,14 @@ def cpu_flops() -> float:
     return 2 * size**3 / best
 
 
+def _task_checks(facts: Facts, config: TrainConfig) -> Iterator[Check]:
+    """What is learned, or why model and dataset do not fit together."""
+    try:
+        yield Check("ok", TASKS[choose_task(config.task, facts.info.family, facts.format)].sentence)
+    except ConfigError as error:
+        yield Check("error", error.what, error.fix)
+
+
 def _adapter_checks(info: ModelInfo, config: AdapterConfig, total_steps: int) -> Iterator[Check]:
     """What trains, or the first reason why the method cannot train it."""
     method = methods.get(config.method)
@@ -152,7 +164,7 @@ def _data_checks(facts: Facts, config: TrainConfig, longest: int, virtual_tokens
         yield Check("warning", f"About {cut:.1%} of the rows are cut at {longest} tokens.", "Raise max_length.")
     else:
         yield Check("ok", f"{'Nearly every' if cut else 'Every'} row fits into {longest} tokens.")
-    if not facts.info.has_chat_template:
+    if not facts.info.has_chat_template and facts.info.family == CAUSAL:
         yield Check(
             "warning", "The model has no chat template.", "A plain format is used; an instruct model chats better."
         )

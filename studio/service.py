@@ -26,8 +26,9 @@ from studio.kinds.add_model import absolute_source
 from studio.log import tail
 from studio.plan import Facts, make_plan
 from studio.scheduler import ensure_scheduler
+from studio.score_sheet import read_scores
 from studio.shelf import DatasetShelf
-from studio.show import adapter_view, dataset_view, job_view, model_view
+from studio.show import adapter_view, dataset_view, job_view, model_view, score_view
 from studio.spec import from_yaml, to_yaml
 from studio.tables import JobRow, ModelRow
 from studio.token_counts import token_lengths
@@ -42,6 +43,7 @@ from studio.views import (
     ModelView,
     PlanView,
     PreviewRow,
+    ScoreView,
     SystemView,
 )
 from studio.workspace import Workspace
@@ -154,6 +156,7 @@ class Studio:
             device=system.devices()[0],
             disk_free_bytes=shutil.disk_usage(self.workspace.root).free,
             tokens_per_second=self._measured_speed(model_id),
+            format=data.format,
         )
         return make_plan(facts, config)
 
@@ -197,12 +200,7 @@ class Studio:
         for adapter_id in adapter_ids:
             if self._library.adapter(adapter_id).model_id != model_id:
                 raise ConfigError(f"The adapter {adapter_id} is not one of {model.name}.", "Pick one of its own.")
-        spec = {
-            "model_id": model_id,
-            "dataset_id": dataset_id,
-            "adapter_ids": list(adapter_ids),
-            "fields": list(fields),
-        }
+        spec = {"model_id": model_id, "dataset_id": dataset_id, "adapter_ids": [*adapter_ids], "fields": [*fields]}
         return self._submit("evaluate", name.strip() or f"Evaluate on {data.name}", spec, idempotency_key)
 
     def jobs(self, *, states: Sequence[str] = (), limit: int = 200) -> list[JobView]:
@@ -217,6 +215,11 @@ class Studio:
         """Curves by name (loss, eval_loss, learning_rate, ...), each thinned keeping its extremes."""
         curves = self._jobs.metrics(job_id)
         return {name: thin([MetricPoint(*point) for point in points], max_points) for name, points in curves.items()}
+
+    def scores(self, job_id: str) -> list[ScoreView]:
+        """What a run's held-out rows gave, at the steps where they were measured, the earliest first."""
+        self._jobs.get(job_id)
+        return [score_view(entry) for entry in read_scores(self.workspace.run_folder(job_id))]
 
     def log_tail(self, job_id: str, *, max_bytes: int = 65536) -> str:
         """The end of a job's log, progress bars folded to their last state."""

@@ -8,7 +8,7 @@ from typing import Any
 from core.errors import ConfigError
 from core.methods import Method, methods
 from studio.tables import AdapterRow, DatasetRow, JobRow, ModelRow
-from studio.views import AdapterView, DatasetView, JobView, ModelView, ProblemView, TargetView
+from studio.views import AdapterView, DatasetView, JobView, ModelView, ProblemView, ScoreView, TargetView
 
 SHOWN_PROBLEMS = 200
 _HIDDEN_RESULT = frozenset({"folder"})  # paths of this machine are nobody's business in a browser
@@ -95,6 +95,17 @@ def _method(name: str) -> type[Method] | None:
         return methods.get(name)
     except ConfigError:
         return None
+
+
+def score_view(entry: Mapping[str, Any]) -> ScoreView:
+    """One entry of a run's score sheet."""
+    return ScoreView(
+        step=int(entry["step"]),
+        values={str(name): float(value) for name, value in entry["values"].items()},
+        labels=tuple(entry.get("labels", ())),
+        confusion=tuple(tuple(row) for row in entry.get("confusion", ())),
+        answers=tuple((one["prompt"], one["expected"], one["given"]) for one in entry.get("answers", ())),
+    )
 
 
 def job_view(row: JobRow) -> JobView:

@@ -182,6 +182,17 @@ class MetricPoint:
 
 
 @dataclass(frozen=True)
+class ScoreView:
+    """What a run's held-out rows gave at one step."""
+
+    step: int  # 0: before the first
+    values: Mapping[str, float]  # accuracy, macro_f1, exact_match, ... by name; which there are depends on the task
+    labels: tuple[str, ...] = ()  # of the confusion matrix
+    confusion: tuple[tuple[int, ...], ...] = ()  # rows: the true label; columns: the one that was given
+    answers: tuple[tuple[str, str, str], ...] = ()  # prompt, expected, given
+
+
+@dataclass(frozen=True)
 class CheckpointView:
     """A saved state of a running or finished job."""
 

@@ -1,4 +1,4 @@
-"""One label for a text: a sequence classifier whose new head trains beside the adapter.
+"""One label for a text, or several: a sequence classifier whose new head trains beside the adapter.
 
 A record's question is the text and its answer the label, so that every dataset format that has both can be used.
 """
@@ -8,38 +8,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.classifier import LIKELY, head_of, load_classifier, probabilities, untrained
 from core.config import TrainConfig
 from core.data.records import Record
 from core.data.split import split
 from core.data.template import Progress
 from core.data.truncation import choose_max_length
-from core.errors import DatasetError, ModelError
+from core.errors import DatasetError
 from core.examples import Examples
 from core.loss import device_of
-from core.mode import mode
-from core.models import best_device, load_tokenizer, read_config
 from core.prompt import virtual_ids
+from core.scoring.labels import confusion_matrix, label_scores
+from core.scoring.scores import Scores
+from core.tasks import choice
 from core.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-HEADS = ("classifier", "score")  # what transformers' sequence classifiers call the new layer
+SEPARATOR = ","  # between the labels of one text
+MOST_LABELS = 1000
+Numbers = tuple[int, ...]  # of labels
+UNBOUNDED = 1 << 30  # tokenizers that know no limit say something larger
 
 
 @dataclass(frozen=True)
 class LabelledExample:
-    """A text as tokens, and the number of its label."""
+    """A text as tokens, and the numbers of its labels."""
 
     input_ids: tuple[int, ...]
-    label: int
+    labels: tuple[int, ...]
     row: int
+
+    @property
+    def label(self) -> int:
+        """The number of its first label, which is the only one where a text has just one."""
+        return self.labels[0]
 
     @property
     def n_trained(self) -> int:
@@ -48,32 +58,66 @@ class LabelledExample:
 
     def fingerprint(self) -> list[int]:
         """Numbers that are equal for equal examples only."""
-        return [len(self.input_ids), *self.input_ids, self.label]
+        return [len(self.input_ids), *self.input_ids, len(self.labels), *self.labels]
 
 
 @dataclass
 class LabelledBatch:
-    """Texts padded on the right: ids and mask (B, T), labels (B), all int64."""
+    """Texts padded on the right: ids and mask (B, T) int64; labels (B) int64, or (B, L) float32 zeros and ones."""
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    expected: tuple[Numbers, ...]  # the labels once more, by their numbers
     n_tokens: int
 
 
 class Classification(Task):
-    """Cross entropy over labels; a label's number is its place in `labels`."""
+    """Cross entropy over labels, or for several labels a text binary cross entropy, averaged over the labels.
 
-    def __init__(self, labels: Sequence[str]) -> None:
+    A label's number is its place in `labels`.
+    """
+
+    name = choice.CLASSIFICATION
+
+    def __init__(self, labels: Sequence[str], multi_label: bool = False) -> None:
         self.labels = tuple(labels)
+        self.multi_label = multi_label
+        self.folder: Path | None = None  # of the pretrained model, when this task loaded it
 
     @classmethod
-    def of_records(cls, records: Sequence[Record]) -> Classification:
+    def of_records(cls, records: Sequence[Record], multi_label: bool = False) -> Self:
         """The task whose labels are those of the records, sorted; DatasetError when there are fewer than two."""
-        found = sorted({label_of(record) for record in records})
+        found = sorted({label for record in records for label in labels_of(record, multi_label)})
         if len(found) < 2:
             raise DatasetError(f"The dataset has {len(found)} label.", "A classifier needs rows of two labels or more.")
-        return cls(found)
+        if len(found) > MOST_LABELS:
+            raise DatasetError(
+                f"The dataset has {len(found):,} different labels, so they look like answers in words.",
+                "Pick a dataset of texts and labels, or another task.",
+            )
+        return cls(found, multi_label)
+
+    @classmethod
+    def of(cls, records: Sequence[Record], config: TrainConfig) -> Self:
+        """The task whose labels are those of the records."""
+        return cls.of_records(records, config.data.multi_label)
+
+    def load(self, folder: Path, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The pretrained model with a new head, which starts random from the seed."""
+        self.folder = folder
+        return load_classifier(
+            folder, self.labels, config.dtype, seed=config.seed, multi_label=self.multi_label,
+            quantization=config.quantization,
+        )  # fmt: skip
+
+    def new_modules(self, model: nn.Module) -> tuple[str, ...]:
+        """The head, and a pooler that was never trained."""
+        return head_of(model) if self.folder is None else untrained(model, self.folder)
+
+    def facts(self) -> dict[str, Any]:
+        """The labels in the order of the head's outputs."""
+        return {"task": self.name, "labels": list(self.labels), "multi_label": self.multi_label}
 
     def prepare(
         self,
@@ -87,8 +131,13 @@ class Classification(Task):
         """Texts as the tokenizer's sequences, cut at the longest length the settings and the model allow."""
         data = config.data
         held_in, held_out = split(records, data.validation_share, data.validation_max_rows, config.seed)
-        room = max(0, context_length - virtual_tokens)
-        whole = [self.example(record, tokenizer, data.max_length or room) for record in (*held_in, *held_out)]
+        known = [size for size in (context_length, tokenizer.model_max_length) if 0 < size < UNBOUNDED]
+        room = max(0, min(known) - virtual_tokens) if known else 0
+        whole = []
+        for record in (*held_in, *held_out):
+            whole.append(self.example(record, tokenizer, data.max_length or room))
+            if progress is not None:
+                progress(len(whole), len(records))
         longest = data.max_length or choose_max_length([len(example.input_ids) for example in whole], room)
         before = tuple(range(-1, -1 - virtual_tokens, -1))
         ready = tuple(
@@ -100,37 +149,74 @@ class Classification(Task):
 
     def example(self, record: Record, tokenizer: PreTrainedTokenizerBase, max_length: int = 0) -> LabelledExample:
         """One record as tokens; DatasetError for a label that is not one of the task's."""
-        label = label_of(record)
-        if label not in self.labels:
-            raise DatasetError(f"Row {record.row} has the label {label!r}.", f"Known: {', '.join(self.labels)}.")
-        return LabelledExample(_encode(text_of(record), tokenizer, max_length), self.labels.index(label), record.row)
+        names = labels_of(record, self.multi_label)
+        for name in names:
+            if name not in self.labels:
+                raise DatasetError(f"Row {record.row} has the label {name!r}.", f"Known: {', '.join(self.labels)}.")
+        numbers = tuple(sorted(self.labels.index(name) for name in names))
+        return LabelledExample(_encode(text_of(record), tokenizer, max_length), numbers, record.row)
 
     def collate(self, examples: Sequence[LabelledExample], pad_id: int) -> LabelledBatch:
-        """Ids, mask (B, T) and labels (B)."""
+        """Ids and mask (B, T), and labels: (B), or (B, L) where a text may have several."""
         shape = len(examples), max(len(example.input_ids) for example in examples)
         ids, mask = torch.full(shape, pad_id, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
         for row, example in enumerate(examples):
             ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
             mask[row, : len(example.input_ids)] = 1
-        return LabelledBatch(ids, mask, torch.tensor([example.label for example in examples]), int(mask.sum()))
+        expected = tuple(example.labels for example in examples)
+        return LabelledBatch(ids, mask, self._targets(examples), expected, int(mask.sum()))
+
+    def _targets(self, examples: Sequence[LabelledExample]) -> Tensor:
+        if not self.multi_label:
+            return torch.tensor([example.label for example in examples])
+        targets = torch.zeros(len(examples), len(self.labels))
+        for row, example in enumerate(examples):
+            targets[row, list(example.labels)] = 1.0
+        return targets
 
     def loss_sum(self, model: nn.Module, batch: LabelledBatch) -> Tensor:
-        """Sum of -log p(label) over the rows."""
-        return F.cross_entropy(_logits(model, batch), batch.labels.to(device_of(model)), reduction="sum")
+        """Sum over the rows of -log p(label); where a text may have several, of the mean of -log p over all labels."""
+        return self._loss_sum(_logits(model, batch), batch)
 
-    @torch.no_grad()
+    def _loss_sum(self, logits: Tensor, batch: LabelledBatch) -> Tensor:
+        targets = batch.labels.to(logits.device)
+        if self.multi_label:
+            each = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+            return each.mean(-1).sum()
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    def judged(self, model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, list[tuple[Numbers, Numbers]]]:
+        """The loss, and the labels that each text has and gets."""
+        logits = _logits(model, batch)
+        shares = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+        found = [self._chosen(row) for row in shares.cpu()]
+        return self._loss_sum(logits, batch), list(zip(batch.expected, found, strict=True))
+
+    def _chosen(self, shares: Tensor) -> Numbers:
+        if not self.multi_label:
+            return (int(shares.argmax()),)
+        return tuple((shares >= LIKELY).nonzero().flatten().tolist())
+
+    def scores(self, outcomes: Sequence[tuple[Numbers, Numbers]]) -> Scores:
+        """Accuracy, macro-F1, and the confusion matrix where a text has one label."""
+        expected, found = [pair[0] for pair in outcomes], [pair[1] for pair in outcomes]
+        values = label_scores(expected, found, len(self.labels))
+        if self.multi_label:
+            return Scores(values)
+        pairs = [labels[0] for labels in expected], [labels[0] for labels in found]
+        return Scores(values, self.labels, confusion_matrix(*pairs, len(self.labels)))
+
     def predict(self, model: nn.Module, examples: Sequence[LabelledExample], pad_id: int, rows: int = 32) -> list[int]:
         """The likeliest label of each example, after the trained positions of the active adapter (`core.prompt`)."""
         before = virtual_ids(model)
-        examples = [
+        ready = [
             example if min(example.input_ids, default=0) < 0 else replace(example, input_ids=before + example.input_ids)
             for example in examples
         ]
         found: list[int] = []
-        with mode(model, training=False):
-            for start in range(0, len(examples), rows):
-                batch = self.collate(examples[start : start + rows], pad_id)
-                found += _logits(model, batch).argmax(-1).tolist()
+        for start in range(0, len(ready), rows):
+            batch = self.collate(ready[start : start + rows], pad_id)
+            found += probabilities(model, batch.input_ids, batch.attention_mask).argmax(-1).tolist()
         return found
 
 
@@ -142,11 +228,14 @@ def text_of(record: Record) -> str:
     return questions[-1]
 
 
-def label_of(record: Record) -> str:
-    """The label: the record's answer."""
+def labels_of(record: Record, multi_label: bool) -> tuple[str, ...]:
+    """The record's labels: its answer, or the parts of it between commas where a text may have several, or none."""
     if not record.messages or record.messages[-1].role != "assistant":
         raise DatasetError(f"Row {record.row} has no label.", "Pick a dataset of texts and labels.")
-    return record.messages[-1].content.strip()
+    answer = record.messages[-1].content.strip()
+    if not multi_label:
+        return (answer,)
+    return tuple(dict.fromkeys(part.strip() for part in answer.split(SEPARATOR) if part.strip()))
 
 
 def _encode(text: str, tokenizer: Any, max_length: int) -> tuple[int, ...]:
@@ -158,39 +247,3 @@ def _logits(model: Any, batch: LabelledBatch) -> Tensor:
     device = device_of(model)
     logits: Tensor = model(input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device)).logits
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def load_classifier(
-    source: str | Path, labels: Sequence[str], dtype: str = "float32", device: str | None = None, seed: int = 0
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pretrained model with a new classification head, frozen and in eval mode, and its tokenizer.
-
-    The head starts random from `seed`: name it in `modules_to_save` (`head_of`), so that it trains. Raises ModelError
-    when the model has no classifier in transformers.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    folder = Path(source)
-    read_config(folder)
-    tokenizer = load_tokenizer(folder)
-    names = dict(enumerate(labels))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=len(names), id2label=names, label2id={name: n for n, name in names.items()},
-                dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-            )  # fmt: skip
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"{folder.name!r} cannot classify: {reason}", "Pick a BERT-type model.") from error
-    model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token that is not padding
-    module: Any = model
-    module.requires_grad_(False)
-    return module.to(device or best_device()).eval(), tokenizer
-
-
-def head_of(model: nn.Module) -> tuple[str, ...]:
-    """The name of a classifier's new head, for `modules_to_save`."""
-    return tuple(name for name in HEADS if hasattr(model, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -13,6 +13,9 @@ from core.data.records import Record
 from core.data.template import Progress, TokenizedExample
 from core.examples import Examples, prepare_examples
 from core.loss import Head, device_of, find_head, loss_sum
+from core.scoring.scores import Scores
+from core.tasks import choice
+from core.tasks.answering import answered, text_scores
 from core.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -22,10 +25,13 @@ if TYPE_CHECKING:
 class Completion(Task):
     """Cross entropy of the trained tokens; `head` is how the model makes logits, None where only it knows."""
 
+    name = choice.COMPLETION
+    writes = True
+
     def __init__(self, head: Head | None = None) -> None:
         self.head = head
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: nn.Module, config: TrainConfig) -> None:
         """Find the model's head, adapted or not."""
         self.head = find_head(model)
 
@@ -48,3 +54,7 @@ class Completion(Task):
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of -log p over the trained tokens."""
         return loss_sum(model, self.head, batch.input_ids.to(device_of(model)), batch.labels)
+
+    def answer(self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int) -> Scores:
+        """Exact match, shared words, and where JSON is expected, how much of it is right."""
+        return text_scores(answered(model, tokenizer, records, rows))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from core.data.records import Record
 from core.data.template import Progress
 from core.examples import Example, Examples
 from core.mode import mode
+from core.models import load_model
+from core.scoring.scores import Scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class CountedBatch(Protocol):
@@ -27,7 +30,27 @@ class CountedBatch(Protocol):
 
 
 class Task:
-    """A task; subclasses say how records become batches and what the loss of a batch is."""
+    """A task; subclasses say how records become batches, what the loss of a batch is, and how good the model is."""
+
+    name: ClassVar[str]  # in `core.tasks.choice.TASKS`
+    writes: ClassVar[bool] = False  # the model answers in words
+
+    @classmethod
+    def of(cls, records: Sequence[Record], config: TrainConfig) -> Self:
+        """The task as these records need it; DatasetError when they cannot be learned from."""
+        return cls()
+
+    def load(self, folder: Path, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model as the task uses it, frozen, and its tokenizer; ModelError when it cannot do the task."""
+        return load_model(folder, config.dtype, quantization=config.quantization)
+
+    def new_modules(self, model: nn.Module) -> tuple[str, ...]:
+        """What the task added to the pretrained model, such as a head: trained whole, beside the adapter."""
+        return ()
+
+    def facts(self) -> dict[str, Any]:
+        """What must be known to load an adapter of this task again, JSON-ready; empty when the base says it all."""
+        return {}
 
     def prepare(
         self,
@@ -41,7 +64,7 @@ class Task:
         """Split the records and tokenise both sides; DatasetError when there is nothing to train on."""
         raise NotImplementedError
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: nn.Module, config: TrainConfig) -> None:
         """Called once with the model as it will train, its adapter on it."""
 
     def collate(self, examples: Sequence[Any], pad_id: int) -> Any:
@@ -52,20 +75,45 @@ class Task:
         """The sum of the loss over everything that is trained in a batch, a scalar in float32 or better."""
         raise NotImplementedError
 
+    def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Sequence[Any]]:
+        """The `loss_sum` of a batch, and for each of its rows what was expected and what the model made of it.
 
-@torch.no_grad()
+        Nothing for the rows when only the loss counts.
+        """
+        return self.loss_sum(model, batch), ()
+
+    def scores(self, outcomes: Sequence[Any]) -> Scores:
+        """Figures beside the loss, from all that `judged` gave, in whatever order."""
+        return Scores()
+
+    def answer(self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int) -> Scores:
+        """Answer the records with the active adapters, `rows` at a time, greedily, and score the answers."""
+        return Scores()
+
+
 def mean_loss(task: Task, model: nn.Module, examples: Sequence[Example], pad_id: int, micro_batch_size: int) -> float:
     """Mean loss per trained term over all examples, dropout off; NaN when there is nothing to measure.
 
     Terms count the same whatever row they stand in.
     """
+    return measure(task, model, examples, pad_id, micro_batch_size)[0]
+
+
+@torch.no_grad()
+def measure(
+    task: Task, model: nn.Module, examples: Sequence[Example], pad_id: int, micro_batch_size: int
+) -> tuple[float, Scores]:
+    """`mean_loss`, and the figures that come with the same forward passes."""
     trained = sum(example.n_trained for example in examples)
     if not trained:
-        return math.nan
+        return math.nan, Scores()
     ordered = sorted(examples, key=lambda example: -len(example.input_ids))  # little padding, and memory peaks first
     total = torch.zeros((), dtype=torch.float64)
+    outcomes: list[Any] = []
     with mode(model, training=False):
         for start in range(0, len(ordered), micro_batch_size):
             batch = task.collate(ordered[start : start + micro_batch_size], pad_id)
-            total += task.loss_sum(model, batch).double().cpu()
-    return float(total) / trained
+            loss, found = task.judged(model, batch)
+            total += loss.double().cpu()
+            outcomes += found
+    return float(total) / trained, task.scores(outcomes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studio.commands.following import follow
-from studio.commands.terminal import AsJson, Workspace, duration, emit, facts, find, open_studio, table
+from studio.commands.terminal import AsJson, Workspace, duration, emit, facts, find, open_studio, plain, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,12 +41,13 @@ def show(
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one job: where it stands, what it made, or why it failed."""
+    """Show one job: where it stands, what it made, or why it failed; as JSON with all its scores."""
     with open_studio(workspace) as studio:
         view = _find(studio, job)
         if wait and not view.is_over:
             view = follow(studio, view.id)
-    emit(as_json, view, job_facts(view))
+        scores = studio.scores(view.id)
+    emit(as_json, {**plain(view), "scores": plain(scores)}, job_facts(view))
 
 
 @app.command()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from core.config import GenerationConfig
 from core.data.records import Message, Record
 from core.errors import DatasetError
+from core.scoring.answers import score
 from studio.context import JobContext
 from studio.files import write_atomically
 from studio.kinds.kind import Outcome, job_kind
-from studio.scoring import score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,6 +11,7 @@ import logging
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,12 @@ from core.durable import file_sha256, verify_folder
 from core.errors import CheckpointError, DatasetError, ModelError
 from core.export.method_file import METHOD_NAME
 from core.export.peft_config import CONFIG_NAME, WEIGHTS_NAME
+from core.export.task_file import TASK_NAME
+from core.models import inspect_model
+from core.tasks.choice import choose_task
 from studio.context import CANCEL, RUN, STOP, JobContext, Leave
 from studio.files import move_folder, size_bytes
+from studio.held_out import HeldOut
 from studio.kinds.kind import Outcome, job_kind
 from studio.tables import AdapterRow, ModelRow
 
@@ -41,27 +46,34 @@ def run(context: JobContext) -> Outcome:
     folder = context.workspace.checkpoints_folder(context.job.id)
     resumed_from = latest_checkpoint(folder)
     context.can_finish = resumed_from is not None
-    trainer = _prepare(context, config, model)
+    dataset = _read_dataset(context)
+    trainer = _prepare(context, config, model, dataset)
     if resumed_from is not None:
         context.say("Going on from the last checkpoint")
         load_checkpoint(trainer, resumed_from)
-    _train(context, trainer, folder)
+    held_out = HeldOut(context, trainer, dataset.records)
+    held_out.start()
+    _train(context, trainer, folder, held_out)
     row = _file(context, trainer, model, folder)
-    return Outcome({"adapter_id": row.id}, (row,))
+    return Outcome({"adapter_id": row.id, "task": trainer.task.name, **held_out.finish(folder, row.step)}, (row,))
 
 
-def _prepare(context: JobContext, config: TrainConfig, model: ModelRow) -> Trainer:
-    """Read the dataset, load the model, tokenise; each can be left when the user or the studio asks for it."""
-    dataset = _read_dataset(context)
+def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset: Dataset) -> Trainer:
+    """Load the model for its task, and tokenise; each can be left when the user or the studio asks for it."""
+    from core.tasks.made import make_task
+    from core.train import Trainer
+
     context.say(f"Loading {model.name}")
     folder = context.library.model_folder(model)
     if not folder.is_dir():
         raise ModelError(f"The folder of {model.name} is gone.", "Put it back where it was, or add the model again.")
-    loaded, tokenizer = context.wait_for(lambda: _load(folder, config))
+    name = choose_task(config.task, inspect_model(folder).family, dataset.format)
+    task = make_task(name, dataset.records, config)
+    loaded, tokenizer = context.wait_for(lambda: task.load(folder, config))
     context.say(f"Tokenising {len(dataset):,} rows")
-    from core.train import Trainer
-
-    trainer = Trainer(loaded, tokenizer, dataset, config, progress=lambda done, total: context.glance())
+    config = _with_new_modules(config, task.new_modules(loaded))
+    glance = lambda done, total: context.glance()  # noqa: E731
+    trainer = Trainer(loaded, tokenizer, dataset, config, progress=glance, task=task)
     _log_left_out(trainer.examples.left_out, trainer.examples.max_length)
     return trainer
 
@@ -85,13 +97,13 @@ def _read_dataset(context: JobContext) -> Dataset:
     return dataset
 
 
-def _load(folder: Path, config: TrainConfig) -> tuple[Any, Any]:
-    from core.models import load_model
+def _with_new_modules(config: TrainConfig, names: tuple[str, ...]) -> TrainConfig:
+    """The config with what the task added to the model, such as a classifier's head, among what trains whole."""
+    saved = tuple(dict.fromkeys((*config.adapter.modules_to_save, *names)))
+    return replace(config, adapter=replace(config.adapter, modules_to_save=saved))
 
-    return load_model(folder, config.dtype, quantization=config.quantization)
 
-
-def _train(context: JobContext, trainer: Trainer, folder: Path) -> None:
+def _train(context: JobContext, trainer: Trainer, folder: Path, held_out: HeldOut) -> None:
     """Run the steps that are left; returns at the end, or when the user wants what there is."""
     first, started = trainer.step, time.monotonic()
     context.say("Training", step=first, total_steps=trainer.total_steps)
@@ -101,6 +113,7 @@ def _train(context: JobContext, trainer: Trainer, folder: Path) -> None:
         pace = (time.monotonic() - started) / (metrics.step - first)  # of this attempt alone, measuring and saving too
         context.record(metrics.step, _curves(metrics), **_columns(metrics, trainer, pace))
         if metrics.eval_loss is not None:
+            held_out.measured(metrics.step, metrics.eval_loss)
             logger.info("step %d: loss %.4f, eval loss %.4f", metrics.step, metrics.loss, metrics.eval_loss)
         wish = context.request()
         if wish == CANCEL:
@@ -187,8 +200,9 @@ def _copy_adapter(checkpoint: Path, build: Path, model: ModelRow) -> None:
     shutil.rmtree(build, ignore_errors=True)
     build.mkdir(parents=True)
     shutil.copyfile(checkpoint / WEIGHTS_NAME, build / WEIGHTS_NAME)
-    if (checkpoint / METHOD_NAME).is_file():
-        shutil.copyfile(checkpoint / METHOD_NAME, build / METHOD_NAME)
+    for name in (METHOD_NAME, TASK_NAME):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, build / name)
     config = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))
     hub_id = model.source.removeprefix("hub: ")
     config["base_model_name_or_path"] = hub_id if hub_id != model.source else model.name

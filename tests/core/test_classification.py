@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from core.adapters import inject
+from core.classifier import head_of, load_classifier
 from core.config import AdapterConfig, OptimConfig, TrainConfig
 from core.data.records import Message, Record
 from core.errors import DatasetError
-from core.tasks.classification import Classification, head_of, load_classifier
+from core.tasks.classification import Classification
 from core.train import Trainer
 from tests.core.toy import toy_tokenizer
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.classifier import load_classifier
 from core.config import GenerationConfig
 from core.data.dataset import load_dataset
 from core.data.records import Message, Record
@@ -20,9 +21,9 @@ from core.evaluate import evaluate_loss
 from core.generate import generate
 from core.models import load_model
 from core.prompt import virtual_ids
-from core.tasks.classification import Classification, load_classifier
+from core.scoring.answers import score
+from core.tasks.classification import Classification
 from core.tasks.task import Task, mean_loss
-from studio.scoring import score
 
 ROOT = Path(__file__).resolve().parents[3]
 DATASETS = ROOT / "assets" / "datasets"

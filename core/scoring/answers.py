@@ -1,12 +1,18 @@
-"""How good answers are against the expected ones: exactly, and field by field where JSON is expected."""
+"""How good texts are against the expected ones: exactly, field by field where JSON is expected, and by shared words."""
 
 from __future__ import annotations
 
 import json
+import re
+import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Scores = dict[str, Any]
+_ARTICLES = frozenset({"a", "an", "the"})
+_MARKS = frozenset("。，、；：？！「」『』（）《》“”‘’…—·«»¿¡")
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
 def score(expected: Sequence[str], given: Sequence[str], fields: Sequence[str] = ()) -> Scores:
@@ -47,3 +53,28 @@ def _same(want: Mapping[str, Any], have: Mapping[str, Any], key: str) -> bool:
 
 def _share(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits)
+
+
+def token_f1(expected: Sequence[str], given: Sequence[str]) -> float:
+    """Mean over the answers of F1 between the words of both, as SQuAD counts them (Rajpurkar et al. 2016, section 6.1).
+
+    Case, punctuation and English articles do not count; Chinese, Japanese and Korean characters are words by
+    themselves.
+    """
+    if not expected:
+        return 0.0
+    return sum(_f1(words(want), words(have)) for want, have in zip(expected, given, strict=True)) / len(expected)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text that count when answers are compared."""
+    plain = "".join(" " if sign in string.punctuation or sign in _MARKS else sign for sign in text.lower())
+    spaced = _CJK.sub(r" \g<0> ", plain)
+    return [word for word in spaced.split() if word not in _ARTICLES]
+
+
+def _f1(want: Sequence[str], have: Sequence[str]) -> float:
+    if not want or not have:
+        return float(want == have)
+    common = sum((Counter(want) & Counter(have)).values())
+    return 2 * common / (len(want) + len(have))

@@ -1,0 +1,96 @@
+"""Every task through the studio's own jobs, on toy models: train, measured while it trains, merge, evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, to_dict
+from studio.score_sheet import read_scores
+from tests import toy
+from tests.live import LiveStudio
+from tests.studio.test_kinds import run
+
+CONFIG = TrainConfig(
+    max_steps=30, epochs=1000, batch_size=8, eval_every=10, patience=0, dtype="float32",
+    data=DataConfig(validation_share=0.25), adapter=AdapterConfig(r=8, lora_alpha=16),
+    optim=OptimConfig(learning_rate=1e-2),
+)  # fmt: skip
+MOODS = {"good": ("fine", "lovely", "great", "superb"), "bad": ("awful", "poor", "weak", "dull")}
+LABELLED = [
+    {"text": f"{row} it is {MOODS[label][row % 4]}", "label": label} for row, label in enumerate(["good", "bad"] * 24)
+]
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[LiveStudio]:
+    with LiveStudio(tmp_path / "workspace") as live:
+        yield live
+
+
+def encoder(folder: Path) -> Path:
+    from transformers import BertConfig, BertModel
+
+    tokenizer = toy.make_tokenizer(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def trained(live: LiveStudio, folder: Path, rows: list[dict[str, Any]], config: TrainConfig = CONFIG) -> Any:
+    model, dataset = toy.register_model(live, folder), toy.register_rows(live, rows)
+    job = run(live, "train", {"model_id": model.id, "dataset_id": dataset.id, "train": to_dict(config)})
+    assert job.state == "succeeded", (job.error_what, job.error_detail)
+    return job
+
+
+def test_a_classifier_trains_is_measured_and_merges(live: LiveStudio, tmp_path: Path) -> None:
+    job = trained(live, encoder(tmp_path / "bert"), LABELLED)
+    assert job.result["task"] == "classification"
+    before, after = job.result["scores"]["before"], job.result["scores"]["after"]
+    assert before["accuracy"] <= 0.75 and after["accuracy"] >= 0.9
+    curves = live.store.metrics(job.id)
+    assert [step for step, _ in curves["macro_f1"]] == [step for step, _ in curves["eval_loss"]] == [0, 10, 20, 30]
+    sheet = read_scores(live.workspace.run_folder(job.id))
+    assert [entry["step"] for entry in sheet] == [0, 10, 20, 30]
+    assert sheet[0]["labels"] == ["bad", "good"] and sum(map(sum, sheet[0]["confusion"])) == 12
+    folder = toy.library(live).adapter_folder(toy.library(live).adapter(job.result["adapter_id"]))
+    assert json.loads((folder / "task.json").read_text())["labels"] == ["bad", "good"]
+
+    merged = run(live, "merge", {"adapter_id": job.result["adapter_id"]})
+    assert merged.state == "succeeded", (merged.error_what, merged.error_detail)
+    assert merged.result["verification"]["max_logit_difference"] < 1e-4
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    plain = toy.library(live).model_folder(toy.library(live).model(merged.result["model_id"]))
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
+    found = model(**tokenizer(LABELLED[0]["text"], return_tensors="pt")).logits.argmax().item()
+    assert model.config.id2label[found] == "good"
+
+
+def test_a_text_may_have_several_labels(live: LiveStudio, tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{row} {'lovely ' * (row % 2)}{'loud ' * (row % 3 == 0)}thing", "label": labels}
+        for row in range(48)
+        if (labels := ", ".join(name for name, on in (("good", row % 2), ("noisy", row % 3 == 0)) if on))
+    ]
+    config = dataclasses.replace(CONFIG, data=DataConfig(validation_share=0.25, multi_label=True), max_steps=60)
+    job = trained(live, encoder(tmp_path / "bert"), rows, config)
+    before, after = job.result["scores"]["before"], job.result["scores"]["after"]
+    assert after["micro_f1"] > before.get("micro_f1", 0.0) and after["accuracy"] > before["accuracy"]
+
+
+def test_what_does_not_fit_is_refused_before_and_in_the_job(live: LiveStudio, tmp_path: Path) -> None:
+    model, dataset = toy.register_model(live, encoder(tmp_path / "bert")), toy.register_dataset(live)
+    job = run(live, "train", {"model_id": model.id, "dataset_id": dataset.id, "train": to_dict(CONFIG)})
+    assert job.state == "failed" and "can only give labels" in job.error_what and not job.error_detail
