@@ -205,6 +205,11 @@ class TrainConfig(Checked):
         maximum=65_536,
         unit="rows",
     )
+    packing: bool = option(
+        True,
+        "Put rows behind each other instead of padding them to one length: the same result, sooner. Models that "
+        "cannot do this exactly are padded.",
+    )
     eval_every: int = option(
         0,
         "Steps between two measurements of the validation loss. 0 measures up to 20 times a run.",

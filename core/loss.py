@@ -71,7 +71,7 @@ def _gives_own_logits(model: Any, head: Head) -> bool:
         vocabulary = model.get_input_embeddings().num_embeddings
         tokens = torch.arange(min(PROBE_TOKENS, vocabulary), device=device_of(model)).unsqueeze(0)
         own = model(input_ids=tokens, use_cache=False).logits[0].float()
-        split = head.logits(_hidden(head.body, tokens)[0])
+        split = head.logits(hidden_states(head.body, tokens)[0])
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return False  # an architecture with another calling convention: its own logits always work
     finally:
@@ -85,9 +85,10 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _hidden(body: nn.Module, input_ids: Tensor) -> Tensor:
+def hidden_states(body: nn.Module, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
     """Last hidden states (B, T, D). No attention mask: padding stands on the right, and a token never looks ahead."""
-    hidden: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
+    places = {} if position_ids is None else {"position_ids": position_ids}
+    hidden: Tensor = body(input_ids=input_ids, use_cache=False, **places).last_hidden_state
     return hidden
 
 
@@ -98,11 +99,26 @@ def loss_sum(model: nn.Module, head: Head | None, input_ids: Tensor, labels: Ten
     nothing is trained. A batch without a trained token gives a 0 that still has a gradient.
     """
     positions, targets = trained_positions(labels)
-    positions, targets = positions.to(input_ids.device), targets.to(input_ids.device)
+    return loss_at(model, head, input_ids, positions.to(input_ids.device), targets.to(input_ids.device))
+
+
+def loss_at(
+    model: nn.Module,
+    head: Head | None,
+    input_ids: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    """Sum of -log p(target) over `positions` (N) of the flattened batch (B, T), with `targets` (N); see `loss_sum`.
+
+    Targets of -100 add nothing. `position_ids` (B, T) are for rows that do not begin at 0.
+    """
     if head is not None:
-        hidden = _hidden(head.body, input_ids).flatten(0, 1)  # (B * T, D)
+        hidden = hidden_states(head.body, input_ids, position_ids).flatten(0, 1)  # (B * T, D)
         return chunked_loss(head, hidden.index_select(0, positions), targets)
-    logits = model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
+    places = {} if position_ids is None else {"position_ids": position_ids}
+    logits = model(input_ids=input_ids, use_cache=False, **places).logits.flatten(0, 1)
     return F.cross_entropy(_at_least_float32(logits.index_select(0, positions)), targets, reduction="sum")
 
 

@@ -25,23 +25,26 @@ from torch import Tensor, nn
 
 from core.adapters import adapter_names, inject, set_adapter, training_rule
 from core.config import TrainConfig
-from core.data.batching import Sampler, count_trained
+from core.data.batching import Sampler
 from core.data.records import Record
 from core.data.template import Progress
 from core.errors import DivergedError, OutOfMemoryError
 from core.methods import methods
+from core.micro_batches import MicroBatches, drops_at_random
 from core.mode import mode
 from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
+from core.packed_attention import attention_in_words
 from core.rng import RandomState
 from core.schedule import plan_steps
 from core.scoring.scores import Scores
 from core.tasks.made import task_of
-from core.tasks.task import CountedBatch, Task, measure
+from core.tasks.task import Task, measure_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN_ROWS = 20  # rows listed in an error
+MICRO_BATCH_TOKENS = 2048  # of a packed batch, unless the settings say how many rows
 SAMPLE_ROWS = 32  # a method looks at to measure something of its adapters
 
 
@@ -65,19 +68,22 @@ class StepMetrics:
     learning_rate: float
     grad_norm: float  # before clipping
     tokens: int  # without padding
+    positions: int  # that the model computed, padding included; fewer than tokens where rows share a beginning
     trained_tokens: int
     seconds: float  # of the step alone, without measuring
     eval_loss: float | None  # mean -log p per trained token of the validation rows, when they were measured
     is_best: bool  # the lowest eval_loss so far
     save: bool  # the caller should save a checkpoint now
     stopped_early: bool  # this was the last step, since the validation loss no longer fell
+    notes: tuple[str, ...] = ()  # what a log should tell about this step, such as a lack of memory
 
 
 class Trainer:
     """Trains adapter `adapter` of a model on a dataset; injects it from `config.adapter` when the model lacks it.
 
     Public state: `step`, `total_steps`, `best_step` (0 when nothing was measured), `best_eval_loss`, `stopped_early`,
-    `plan` and `examples` (every automatic setting, resolved). `task` is what the model is made for unless given.
+    `plan` and `examples` (every automatic setting, resolved), `micro_batches`. `task` is what the model is made for
+    unless given.
 
     Raises DatasetError when there is nothing to train on.
     """
@@ -112,9 +118,9 @@ class Trainer:
         self.sampler = Sampler(
             [len(example.input_ids) for example in self.examples.train],
             self.plan.batch_size,
-            self.plan.micro_batch_size,
             config.seed,
         )
+        self.micro_batches = self._micro_batches()
         self.random = RandomState.seeded(config.seed)
         self.step = 0
         self.best_step = 0
@@ -128,6 +134,19 @@ class Trainer:
         """A fresh AdamW over what the adapter trains now: at the start, and when its rule changes what that is."""
         self.optimizer = make_optimizer(self.model, self.config.optim, self.adapter)
         self.parameters = optimizer_parameters(self.optimizer)
+
+    def _micro_batches(self) -> MicroBatches:
+        """Packed batches where the model takes them, else padded ones."""
+        longest = max(len(example.input_ids) for example in (*self.examples.train, *self.examples.validation))
+        reason = "" if self.config.packing else "packing is off"
+        reason = reason or self.task.why_not_packed(self.model, longest)
+        rows = self.plan.micro_batch_size
+        tokens = rows * longest if self.config.micro_batch_size else MICRO_BATCH_TOKENS
+        made = MicroBatches(self.task, self._pad_id, rows, tokens, reason)
+        is_on_cpu = next(self.model.parameters()).device.type == "cpu"
+        made.shares_prefix = is_on_cpu and not reason and not drops_at_random(self.model)
+        made.attention = "" if reason else attention_in_words(self.model)
+        return made
 
     @property
     def is_finished(self) -> bool:
@@ -159,8 +178,10 @@ class Trainer:
         """Measure the validation loss, and `scores` with it, as the adapter is now; None without validation rows."""
         if not self.examples.validation:
             return None
-        validation, rows = self.examples.validation, self.plan.micro_batch_size
-        loss, self.scores = measure(self.task, self.model, validation, self._pad_id, rows)
+        validation = self.examples.validation
+        trained = sum(example.n_trained for example in validation)
+        batches = self.micro_batches.batches(validation)
+        loss, self.scores = measure_batches(self.task, self.model, batches, trained)
         return loss
 
     def _train_step(self) -> dict[str, Any]:
@@ -169,14 +190,9 @@ class Trainer:
         Every token weighs the same: the sum of all losses is divided by the number of trained tokens of the whole
         step, so that the result does not depend on how the rows fall into micro-batches.
         """
-        micro_batches = self.sampler.next_step()
-        trained = count_trained(self.examples.train, micro_batches)
-        losses: list[Tensor] = []
-        tokens = 0
-        for rows in micro_batches:
-            batch = self.task.collate([self.examples.train[row] for row in rows], self._pad_id)
-            losses.append(self._backward(batch, trained))
-            tokens += batch.n_tokens
+        rows = self.sampler.next_rows()
+        trained = sum(self.examples.train[row].n_trained for row in rows)
+        micro_batches, losses, positions = self._gradients(rows, trained)
         if (penalty := self.rule.regularizer()) is not None:
             torch.autograd.backward(penalty)
         grad_norm = self._checked_norm(losses, micro_batches)
@@ -187,15 +203,28 @@ class Trainer:
             "loss": float(sum(loss.double().cpu() for loss in losses)) / trained,
             "learning_rate": rate,
             "grad_norm": float(grad_norm),
-            "tokens": tokens,
+            "tokens": sum(len(self.examples.train[row].input_ids) for row in rows),
+            "positions": positions,
             "trained_tokens": trained,
         }
 
-    def _backward(self, batch: CountedBatch, trained: int) -> Tensor:
+    def _gradients(self, rows: Sequence[int], trained: int) -> tuple[list[list[int]], list[Tensor], int]:
+        """The gradients of a step's rows: their micro-batches, the loss sum of each, and the positions computed."""
+        micro_batches = self.micro_batches.divide(self.examples.train, rows)
+        losses: list[Tensor] = []
+        positions = 0
+        for part in micro_batches:
+            batch = self.micro_batches.batch([self.examples.train[row] for row in part])
+            losses.append(self._backward(batch, trained))
+            positions += batch.input_ids.numel()
+        return micro_batches, losses, positions
+
+    def _backward(self, batch: Any, trained: int) -> Tensor:
         """Add the gradients of one micro-batch and return the sum of its losses."""
         try:
-            loss = self.task.loss_sum(self.model, batch)
-            torch.autograd.backward(loss / trained)
+            with self.task.computing(self.model, batch):
+                loss = self.task.loss_sum(self.model, batch)
+                torch.autograd.backward(loss / trained)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
@@ -286,7 +315,7 @@ def _fact(model: nn.Module, name: str) -> int:
     return int(getattr(text, name, 0) or 0)
 
 
-def _out_of_memory(batch: CountedBatch) -> OutOfMemoryError:
+def _out_of_memory(batch: Any) -> OutOfMemoryError:
     rows, length = batch.input_ids.shape
     smaller = f"Set micro_batch_size to {rows // 2}" if rows > 1 else f"Set max_length to {length // 2}"
     return OutOfMemoryError(

@@ -51,31 +51,21 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
     return Batch(input_ids, attention_mask, labels, sum(example.n_trained for example in examples), n_tokens)
 
 
-def count_trained(examples: Sequence[TokenizedExample], micro_batches: Sequence[Sequence[int]]) -> int:
-    """Trained tokens of one optimizer step: what the loss sums of all its micro-batches are divided by.
-
-    Known before the first backward pass, so that accumulation gives the gradient of one large batch.
-    """
-    return sum(examples[index].n_trained for micro_batch in micro_batches for index in micro_batch)
-
-
 class Sampler:
-    """An endless run of optimizer steps, each a list of micro-batches of row indices.
+    """An endless run of optimizer steps, each a list of row indices.
 
     Every epoch is a fresh permutation drawn from (seed, epoch) that holds each row exactly once. Within windows of
     `WINDOW_STEPS` steps the rows are sorted by length, which keeps padding small; the steps of a window are shuffled.
     The rows left over form the epoch's last, smaller step; they are a random draw, not the longest or the shortest.
-    Which rows share a step does not depend on `micro_batch_size`.
 
     `state_dict` is all there is to save: a sampler with that state goes on with exactly the same steps.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, micro_batch_size: int, seed: int) -> None:
-        if not lengths or batch_size < 1 or micro_batch_size < 1:
-            raise ValueError("a sampler needs rows, and batch sizes of at least 1")
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        if not lengths or batch_size < 1:
+            raise ValueError("a sampler needs rows, and a batch size of at least 1")
         self.lengths = tuple(lengths)
         self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.epoch = 0
         self.position = 0  # of the next step in this epoch
@@ -87,15 +77,15 @@ class Sampler:
         """Optimizer steps that see every row once."""
         return -(-len(self.lengths) // self.batch_size)
 
-    def next_step(self) -> list[list[int]]:
-        """The micro-batches of the next step, the longest rows first so that memory peaks early."""
+    def next_rows(self) -> list[int]:
+        """The rows of the next step, the longest first."""
         if self._planned_epoch != self.epoch:
             self._plan, self._planned_epoch = self._epoch_steps(self.epoch), self.epoch
         rows = sorted(self._plan[self.position], key=lambda index: (-self.lengths[index], index))
         self.position += 1
         if self.position == self.steps_per_epoch:
             self.epoch, self.position = self.epoch + 1, 0
-        return [rows[start : start + self.micro_batch_size] for start in range(0, len(rows), self.micro_batch_size)]
+        return rows
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler stands, ready for JSON."""

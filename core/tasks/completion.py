@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from core.config import TrainConfig
 from core.data.batching import Batch, collate
+from core.data.packing import PackedBatch, Shape, pack
 from core.data.records import Record
 from core.data.template import Progress, TokenizedExample
 from core.examples import Examples, prepare_examples
-from core.loss import Head, device_of, find_head, loss_sum
+from core.loss import Head, device_of, find_head, hidden_states, loss_at, loss_sum
+from core.packed_attention import packed_attention, why_not_packed
 from core.scoring.scores import Scores
 from core.tasks import choice
 from core.tasks.answering import answered, text_scores
@@ -51,8 +54,33 @@ class Completion(Task):
         """Token ids and labels (B, T)."""
         return collate(examples, pad_id)
 
-    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+    def why_not_packed(self, model: nn.Module, longest: int) -> str:
+        """What a trial with a few tokens shows."""
+        body = model if self.head is None else self.head.body
+
+        def hidden(batch: PackedBatch | Tensor) -> Tensor:
+            ids, places = (batch.input_ids, batch.position_ids) if isinstance(batch, PackedBatch) else (batch, None)
+            if self.head is not None:
+                return hidden_states(body, ids, places)
+            given = {} if places is None else {"position_ids": places}
+            logits: Tensor = model(input_ids=ids, use_cache=False, **given).logits
+            return logits
+
+        return why_not_packed(model, hidden, longest)
+
+    def pack(self, examples: Sequence[TokenizedExample], pad_id: int, shape: Shape, prefix: int) -> PackedBatch:
+        """Token ids (1, T), and the positions that are trained."""
+        return pack(examples, pad_id, shape, prefix)
+
+    def computing(self, model: nn.Module, batch: Batch | PackedBatch) -> AbstractContextManager[None]:
+        """Attention within the examples of a packed row."""
+        return packed_attention(model, batch.layout) if isinstance(batch, PackedBatch) else nullcontext()
+
+    def loss_sum(self, model: nn.Module, batch: Batch | PackedBatch) -> Tensor:
         """Sum of -log p over the trained tokens."""
+        if isinstance(batch, PackedBatch):
+            batch = batch.to(device_of(model))
+            return loss_at(model, self.head, batch.input_ids, batch.positions, batch.targets, batch.position_ids)
         return loss_sum(model, self.head, batch.input_ids.to(device_of(model)), batch.labels)
 
     def answer(self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int) -> Scores:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.config import TrainConfig
+from core.data.packing import PackedBatch, Shape
 from core.data.records import Record
 from core.data.template import Progress
 from core.examples import Example, Examples
@@ -71,6 +73,18 @@ class Task:
         """Put examples into one batch, padded on the right."""
         raise NotImplementedError
 
+    def why_not_packed(self, model: nn.Module, longest: int) -> str:
+        """Why examples of up to `longest` tokens cannot stand behind each other in one row; empty when they can."""
+        return "this task pads its rows"
+
+    def pack(self, examples: Sequence[Any], pad_id: int, shape: Shape, prefix: int) -> PackedBatch:
+        """Put examples behind each other into one row; called only when `why_not_packed` knows no reason."""
+        raise NotImplementedError
+
+    def computing(self, model: nn.Module, batch: Any) -> AbstractContextManager[None]:
+        """What the forward and the backward pass of a batch run in."""
+        return nullcontext()
+
     def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
         """The sum of the loss over everything that is trained in a batch, a scalar in float32 or better."""
         raise NotImplementedError
@@ -99,21 +113,27 @@ def mean_loss(task: Task, model: nn.Module, examples: Sequence[Example], pad_id:
     return measure(task, model, examples, pad_id, micro_batch_size)[0]
 
 
-@torch.no_grad()
 def measure(
     task: Task, model: nn.Module, examples: Sequence[Example], pad_id: int, micro_batch_size: int
 ) -> tuple[float, Scores]:
     """`mean_loss`, and the figures that come with the same forward passes."""
-    trained = sum(example.n_trained for example in examples)
+    ordered = sorted(examples, key=lambda example: -len(example.input_ids))  # little padding, and memory peaks first
+    starts = range(0, len(ordered), micro_batch_size)
+    batches = (task.collate(ordered[start : start + micro_batch_size], pad_id) for start in starts)
+    return measure_batches(task, model, batches, sum(example.n_trained for example in examples))
+
+
+@torch.no_grad()
+def measure_batches(task: Task, model: nn.Module, batches: Iterable[Any], trained: int) -> tuple[float, Scores]:
+    """The loss summed over batches and divided by their `trained` terms, NaN for none, and the figures; dropout off."""
     if not trained:
         return math.nan, Scores()
-    ordered = sorted(examples, key=lambda example: -len(example.input_ids))  # little padding, and memory peaks first
     total = torch.zeros((), dtype=torch.float64)
     outcomes: list[Any] = []
     with mode(model, training=False):
-        for start in range(0, len(ordered), micro_batch_size):
-            batch = task.collate(ordered[start : start + micro_batch_size], pad_id)
-            loss, found = task.judged(model, batch)
+        for batch in batches:
+            with task.computing(model, batch):
+                loss, found = task.judged(model, batch)
             total += loss.double().cpu()
             outcomes += found
     return float(total) / trained, task.scores(outcomes)

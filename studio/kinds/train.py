@@ -74,6 +74,7 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset:
     config = _with_new_modules(config, task.new_modules(loaded))
     glance = lambda done, total: context.glance()  # noqa: E731
     trainer = Trainer(loaded, tokenizer, dataset, config, progress=glance, task=task)
+    logger.info("%s", trainer.micro_batches.describe())
     _log_left_out(trainer.examples.left_out, trainer.examples.max_length)
     return trainer
 

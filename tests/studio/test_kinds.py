@@ -191,7 +191,7 @@ def test_running_out_of_memory_is_explained(
     def full(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr("core.tasks.completion.loss_sum", full)
+    monkeypatch.setattr("core.tasks.completion.loss_at", full)
     job = run(live, "train", train_spec(live, model_folder))
     assert job.state == "failed"
     assert "memory" in job.error_what

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from itertools import chain, combinations, pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.batching import IGNORED, Sampler, collate, count_trained
+from core.data.batching import IGNORED, Sampler, collate
 from core.data.template import TokenizedExample
 
 PAD = 2
@@ -37,47 +37,32 @@ def test_trained_counts_the_terms_of_the_loss() -> None:
     assert int((batch.labels[:, 1:] != IGNORED).sum()) == batch.n_trained == 9
 
 
-def test_trained_tokens_of_a_step_are_those_of_its_micro_batches() -> None:
-    examples = [example(9, trained) for trained in range(1, 9)]
-    step = [[0, 7], [3]]
-    assert count_trained(examples, step) == 1 + 8 + 4
-    assert count_trained(examples, step) == sum(collate([examples[i] for i in rows], 0).n_trained for rows in step)
-
-
-sizes = st.tuples(st.lists(st.integers(1, 400), min_size=1, max_size=200), st.integers(1, 40), st.integers(1, 40))
+sizes = st.tuples(st.lists(st.integers(1, 400), min_size=1, max_size=200), st.integers(1, 40))
 
 
 @given(sizes, st.integers(0, 2**31 - 1))
 @settings(max_examples=100, deadline=None)
-def test_every_row_once_an_epoch(case: tuple[list[int], int, int], seed: int) -> None:
-    lengths, batch_size, micro = case
-    sampler = Sampler(lengths, batch_size, micro, seed)
+def test_every_row_once_an_epoch(case: tuple[list[int], int], seed: int) -> None:
+    lengths, batch_size = case
+    sampler = Sampler(lengths, batch_size, seed)
     for epoch in range(2):
         assert sampler.epoch == epoch
-        steps = [sampler.next_step() for _ in range(sampler.steps_per_epoch)]
-        assert Counter(row for step in steps for rows in step for row in rows) == Counter(range(len(lengths)))
-        assert all(1 <= len(rows) <= micro for step in steps for rows in step)
-        assert all(sum(map(len, step)) == batch_size for step in steps[:-1])
+        steps = [sampler.next_rows() for _ in range(sampler.steps_per_epoch)]
+        assert Counter(row for step in steps for row in step) == Counter(range(len(lengths)))
+        assert all(len(step) == batch_size for step in steps[:-1])
+        assert all(lengths[one] >= lengths[other] for step in steps for one, other in pairwise(step))
 
 
 @given(sizes, st.integers(0, 100), st.integers(0, 60))
 @settings(max_examples=100, deadline=None)
-def test_resume_goes_on_with_the_same_steps(case: tuple[list[int], int, int], seed: int, before: int) -> None:
-    lengths, batch_size, micro = case
-    first = Sampler(lengths, batch_size, micro, seed)
+def test_resume_goes_on_with_the_same_steps(case: tuple[list[int], int], seed: int, before: int) -> None:
+    lengths, batch_size = case
+    first = Sampler(lengths, batch_size, seed)
     for _ in range(before):
-        first.next_step()
-    second = Sampler(lengths, batch_size, micro, seed)
+        first.next_rows()
+    second = Sampler(lengths, batch_size, seed)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert [first.next_step() for _ in range(20)] == [second.next_step() for _ in range(20)]
-
-
-def test_the_micro_batch_size_does_not_change_what_shares_a_step() -> None:
-    lengths = [random.Random(0).randint(1, 500) for _ in range(333)]
-    samplers = [Sampler(lengths, 16, micro, seed=5) for micro in (1, 4, 16)]
-    for _ in range(50):
-        steps = [sorted(row for rows in sampler.next_step() for row in rows) for sampler in samplers]
-        assert steps[0] == steps[1] == steps[2]
+    assert [first.next_rows() for _ in range(20)] == [second.next_rows() for _ in range(20)]
 
 
 def padding(lengths: list[int], steps: list[list[list[int]]]) -> float:
@@ -88,12 +73,12 @@ def padding(lengths: list[int], steps: list[list[list[int]]]) -> float:
 def test_grouping_by_length_saves_most_of_the_padding_and_stays_random() -> None:
     draw = random.Random(1)
     lengths = [max(8, int(draw.lognormvariate(5, 0.8))) for _ in range(2000)]
-    sampler = Sampler(lengths, batch_size=16, micro_batch_size=4, seed=3)
-    epochs = [[sampler.next_step() for _ in range(sampler.steps_per_epoch)] for _ in range(2)]
+    sampler = Sampler(lengths, batch_size=16, seed=3)
+    together = [[sampler.next_rows() for _ in range(sampler.steps_per_epoch)] for _ in range(2)]
+    quarters = [[step[at : at + 4] for at in range(0, len(step), 4)] for step in together[0]]
     shuffled = draw.sample(range(2000), 2000)
     plain = [[shuffled[at : at + 4]] for at in range(0, 2000, 4)]
-    assert padding(lengths, epochs[0]) < 0.12 < 0.35 < padding(lengths, plain)
-    together = [[list(chain.from_iterable(step)) for step in epoch] for epoch in epochs]
+    assert padding(lengths, quarters) < 0.12 < 0.35 < padding(lengths, plain)
     pairs = [{pair for rows in epoch for pair in combinations(sorted(rows), 2)} for epoch in together]
     assert len(pairs[0] & pairs[1]) < 0.15 * len(pairs[0])
     means = [sum(lengths[row] for row in rows) / len(rows) for rows in together[0]]
@@ -103,15 +88,15 @@ def test_grouping_by_length_saves_most_of_the_padding_and_stays_random() -> None
 
 def test_seeds_and_epochs_differ() -> None:
     lengths = [10] * 64
-    one, other = Sampler(lengths, 8, 8, seed=1), Sampler(lengths, 8, 8, seed=2)
-    first_epoch = [one.next_step() for _ in range(8)]
-    assert first_epoch != [one.next_step() for _ in range(8)]
-    assert first_epoch != [other.next_step() for _ in range(8)]
+    one, other = Sampler(lengths, 8, seed=1), Sampler(lengths, 8, seed=2)
+    first_epoch = [one.next_rows() for _ in range(8)]
+    assert first_epoch != [one.next_rows() for _ in range(8)]
+    assert first_epoch != [other.next_rows() for _ in range(8)]
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
-    sampler = Sampler([3, 1, 4, 1, 5, 9, 2, 6, 5, 3], batch_size=4, micro_batch_size=2, seed=42)
-    assert [sampler.next_step() for _ in range(3)] == [[[0, 9], [6, 3]], [[5, 7], [4, 2]], [[8, 1]]]
+    sampler = Sampler([3, 1, 4, 1, 5, 9, 2, 6, 5, 3], batch_size=4, seed=42)
+    assert [sampler.next_rows() for _ in range(3)] == [[0, 9, 6, 3], [5, 7, 4, 2], [8, 1]]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +104,9 @@ def test_the_order_is_the_same_on_every_machine() -> None:
 )
 def test_a_state_of_another_dataset_is_refused(state: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="no step"):
-        Sampler([1] * 10, 4, 2, seed=0).load_state_dict(state)
+        Sampler([1] * 10, 4, seed=0).load_state_dict(state)
 
 
 def test_nothing_to_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="needs rows"):
-        Sampler([], 4, 2, seed=0)
+        Sampler([], 4, seed=0)

@@ -1,0 +1,178 @@
+"""Examples behind each other in one long row, so that nothing is computed for padding.
+
+What makes this exact: positions restart with every example, no example sees another (`core/packed_attention.py`), and
+the first token of an example is never predicted from the last one of the example before it. Examples stay whole.
+A beginning that all of them share, such as a system prompt, may stand in the row once, for all of them to look back
+at: what a token becomes depends on the tokens before it only, so that computing it again gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.data.template import TokenizedExample
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the examples of a packed row of T positions lie, known on the host before the step begins."""
+
+    lengths: tuple[int, ...]  # positions of each example, in order; with `prefix` they sum to T
+    prefix: int = 0  # positions at the start of the row that every example looks back at
+    bounds: Tensor | None = None  # (N + 1) int32 on the device: where examples begin, and T; only without a prefix
+    longest: int = 0  # at least the longest of `lengths`; the same in every batch of a run, so that shapes are static
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Examples in one row; all tensors are int64, on the host until `to`."""
+
+    input_ids: Tensor  # (1, T)
+    position_ids: Tensor  # (1, T), from 0 in every example
+    positions: Tensor  # (N) indices into the row whose next token is trained
+    targets: Tensor  # (N) those next tokens; IGNORED where the list was filled up to a static length
+    layout: Layout
+    n_trained: int  # terms of the loss
+    n_tokens: int  # of all examples, without filling; a shared prefix counts for each
+
+    @property
+    def n_positions(self) -> int:
+        """What the model computes, filling included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device; copies from pinned memory do not wait."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """The same batch in page-locked memory, from which a CUDA device copies by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
+        bounds = self.layout.bounds
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            position_ids=change(self.position_ids),
+            positions=change(self.positions),
+            targets=change(self.targets),
+            layout=replace(self.layout, bounds=None if bounds is None else change(bounds)),
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is static about packed rows; each 1 leaves its size to the batch."""
+
+    multiple: int = 1  # positions of a row are filled up to a multiple of this
+    trained_multiple: int = 1  # and trained positions to a multiple of this
+    segments_multiple: int = 1  # and the number of examples, with empty ones
+    longest: int = 0  # bound on the length of an example
+
+
+def pack(examples: Sequence[TokenizedExample], pad_id: int, shape: Shape | None = None, prefix: int = 0) -> PackedBatch:
+    """Put examples into one row, the first `prefix` tokens of all of them (`shared_prefix`) only once.
+
+    Filling at the end is an example of its own, of which nothing is trained.
+    """
+    shape = shape or Shape()
+    lengths = [len(example.input_ids) - prefix for example in examples]
+    rows = [np.asarray(example.input_ids[prefix:], dtype=np.int64) for example in examples]
+    places = [np.arange(prefix, prefix + length) for length in lengths]
+    if prefix:
+        rows.insert(0, np.asarray(examples[0].input_ids[:prefix], dtype=np.int64))
+        places.insert(0, np.arange(prefix))
+    positions, targets = _trained(examples, lengths, prefix)
+    if filling := -(prefix + sum(lengths)) % shape.multiple:
+        rows.append(np.full(filling, pad_id, dtype=np.int64))
+        places.append(np.arange(filling))
+        lengths.append(filling)
+    spare = -len(positions) % shape.trained_multiple
+    return PackedBatch(
+        input_ids=torch.from_numpy(np.concatenate(rows))[None],
+        position_ids=torch.from_numpy(np.concatenate(places))[None],
+        positions=torch.from_numpy(np.pad(positions, (0, spare))),
+        targets=torch.from_numpy(np.pad(targets, (0, spare), constant_values=IGNORED)),
+        layout=_layout(lengths, prefix, shape),
+        n_trained=len(positions),
+        n_tokens=sum(len(example.input_ids) for example in examples),
+    )
+
+
+def _trained(examples: Sequence[TokenizedExample], lengths: Sequence[int], prefix: int) -> tuple[np.ndarray, ...]:
+    """Positions of the row that predict a trained token, and these tokens."""
+    positions, targets, start = [], [], prefix
+    for example, length in zip(examples, lengths, strict=True):
+        trained = np.flatnonzero(example.loss_mask)  # never the first token, so one stands before each
+        positions.append(trained - 1 - prefix + start)
+        targets.append(np.asarray(example.input_ids, dtype=np.int64)[trained])
+        start += length
+    return np.concatenate(positions), np.concatenate(targets)
+
+
+def _layout(lengths: Sequence[int], prefix: int, shape: Shape) -> Layout:
+    longest = max(shape.longest, *lengths)
+    if prefix:
+        return Layout(tuple(lengths), prefix, None, longest)
+    ends = np.cumsum([0, *lengths])
+    ends = np.pad(ends, (0, -len(lengths) % shape.segments_multiple), mode="edge")  # empty examples at the end
+    return Layout(tuple(lengths), 0, torch.from_numpy(ends.astype(np.int32)), longest)
+
+
+def shared_prefix(examples: Sequence[TokenizedExample]) -> int:
+    """How many first tokens all examples share, of which none is trained or predicts a trained token; 0 for one."""
+    if len(examples) < 2:
+        return 0
+    first, *others = examples
+    limit = min(example.loss_mask.index(True) - 1 if any(example.loss_mask) else len(example.input_ids) - 1
+                for example in examples)  # fmt: skip
+    shared = first.input_ids[: max(0, limit)]
+    for example in others:
+        own = example.input_ids
+        if own[: len(shared)] != shared:
+            shared = shared[: next(at for at, token in enumerate(shared) if own[at] != token)]
+    return len(shared)
+
+
+def divide(rows: Sequence[int], lengths: Sequence[int] | Mapping[int, int], budget: int) -> list[list[int]]:
+    """Rows of one step in as few micro-batches of at most `budget` positions as best-fit-decreasing packing needs.
+
+    Of those, the packing whose longest micro-batch is shortest, so that all have nearly one length. A row longer than
+    the budget gets a micro-batch of its own. Rows of a micro-batch are ordered by length.
+    """
+    ordered = sorted(rows, key=lambda row: (-lengths[row], row))
+    sizes = [lengths[row] for row in ordered]
+    budget = max(budget, sizes[0])
+    best = _best_fit(sizes, budget)
+    low, high = max(sizes[0], -(-sum(sizes) // len(best))), budget
+    while low < high:
+        middle = (low + high) // 2
+        tried = _best_fit(sizes, middle)
+        if len(tried) <= len(best):
+            best, high = tried, middle
+        else:
+            low = middle + 1
+    return [[ordered[item] for item in items] for items in best]
+
+
+def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of descending sizes by bin: each goes where it leaves the least room (Johnson 1973)."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item, size in enumerate(sizes):
+        fitting = [(left, index) for index, left in enumerate(room) if left >= size]
+        if fitting:
+            _, index = min(fitting)
+            bins[index].append(item)
+            room[index] -= size
+        else:
+            bins.append([item])
+            room.append(capacity - size)
+    return bins

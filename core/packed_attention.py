@@ -1,0 +1,253 @@
+"""Attention over packed rows: every example sees itself, and nothing else, without a mask of the whole row.
+
+transformers lets an attention function be named in a model's config; `packed_attention` names this one while a packed
+batch is computed. Whether a model gives the same with it as row by row is tried on the model itself, never assumed: one
+with an attention of its own, or one that carries a state along the row, fails that and takes padded batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.data.packing import Layout, PackedBatch, pack
+from core.data.template import TokenizedExample
+from core.mode import mode
+
+NAME = "lora_studio_packed"
+SHORT_ROWS = (5, 3, 4)  # tokens of the examples that a model is tried with
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")  # where configs say them
+UNKNOWN = ("s_aux", "position_bias", "cache")  # what models may ask of their attention, and this one cannot do
+VARLEN_DTYPES = (torch.float16, torch.bfloat16)
+
+
+class NotPackable(Exception):
+    """Why this attention cannot run on a packed row."""
+
+
+@dataclass
+class _Current:
+    """The batch being computed: one for all layers, whatever thread runs their backward pass."""
+
+    layout: Layout | None = None
+    calls: int = 0
+
+
+_current = _Current()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a layer asks of its attention."""
+
+    scaling: float
+    window: int  # tokens that a token sees, itself among them; 0 for all before it
+    dropout: float
+    softcap: float
+
+
+@contextmanager
+def packed_attention(model: nn.Module, layout: Layout) -> Iterator[None]:
+    """Let the layers of a transformers model attend within the examples of `layout`, forward and backward."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+    configs = _configs(model)
+    before = [config._attn_implementation_internal for config in configs]
+    for config in configs:
+        config._attn_implementation_internal = NAME
+    outer, _current.layout = _current.layout, layout
+    try:
+        yield
+    finally:
+        _current.layout = outer
+        for config, own in zip(configs, before, strict=True):
+            config._attn_implementation_internal = own
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """Every config that a module of the model looks its attention up in."""
+    found = {id(config): config for module in model.modules() if (config := module.__dict__.get("config")) is not None}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation_internal")]
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each example: query (1, H, T, D), key and value (1, K, T, D) to (1, T, H, D).
+
+    Raises NotPackable for what it cannot do exactly.
+    """
+    layout = _current.layout
+    if layout is None:
+        raise NotPackable("its attention runs outside the batch")
+    _check(module, query, key, attention_mask, is_causal, kwargs)
+    _current.calls += 1
+    window = sliding_window if sliding_window and sliding_window < layout.longest + layout.prefix else 0
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    settings = _Settings(scaling, window, dropout, softcap or 0.0)
+    is_plain = not dropout and not softcap and layout.bounds is not None
+    if is_plain and not why_no_varlen(query.device, query.dtype, query.shape[-1], value.shape[-1]):
+        return _varlen(query, key, value, layout, settings), None
+    return _by_example(query, key, value, layout, settings), None
+
+
+def _check(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None, kwargs: Any
+) -> None:
+    if mask is not None:
+        raise NotPackable("it makes an attention mask of its own")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise NotPackable("its attention looks ahead")
+    if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise NotPackable("its attention reads another sequence than the row")
+    for name in UNKNOWN:
+        if kwargs.get(name) is not None:
+            raise NotPackable(f"its attention uses {name}")
+
+
+def why_no_varlen(device: torch.device, dtype: torch.dtype, size: int, value_size: int) -> str:
+    """Why torch's attention over rows of any length cannot be used; empty when it can."""
+    if device.type != "cuda":
+        return "it needs a CUDA device"
+    if dtype not in VARLEN_DTYPES:
+        return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
+    if size != value_size or size > 256 or size % 8:
+        return f"it has no kernel for heads of {size}"
+    try:
+        from torch.nn.attention import varlen
+    except ImportError:
+        return "this torch does not have it"
+    return "" if hasattr(varlen, "varlen_attn") else "this torch does not have it"
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+    """All examples in one kernel: FlashAttention over `bounds` (torch.nn.attention.varlen)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # torch 2.11 knows no grouped heads here
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
+    bounds: Any = layout.bounds
+    window = (settings.window - 1, 0) if settings.window else (-1, 0)
+    longest = layout.longest
+    out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=settings.scaling, window_size=window)
+    made: Tensor = out[None]
+    return made
+
+
+def _by_example(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
+    """Neighbours of one length share a call of torch's attention; split and cat cost one copy each way."""
+    runs = [(length, len(list(same))) for length, same in groupby(layout.lengths)]
+    sizes = [length * count for length, count in runs]
+    q, k, v = (torch.split(tensor, [layout.prefix, *sizes], dim=2) for tensor in (query, key, value))
+    seen = (k[0], v[0])
+    out = [_causal(q[0], *seen, settings).transpose(1, 2)] if layout.prefix else []
+    for (_, count), *own in zip(runs, q[1:], k[1:], v[1:], strict=True):
+        rows = [_rows(tensor, count) for tensor in own]
+        if layout.prefix:
+            rows[1:] = [torch.cat([p.expand(count, -1, -1, -1), t], 2) for p, t in zip(seen, rows[1:], strict=True)]
+        out.append(_causal(rows[0], rows[1], rows[2], settings).transpose(1, 2).flatten(0, 1)[None])
+    return torch.cat(out, dim=1)
+
+
+def _rows(tensor: Tensor, count: int) -> Tensor:
+    """(1, H, count * t, D) as (count, H, t, D)."""
+    return tensor if count == 1 else torch.unflatten(tensor[0], 1, (count, -1)).transpose(0, 1)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, settings: _Settings) -> Tensor:
+    """Attention of (B, H, t, D) to (B, K, s, D), of which the last t positions are the queries' own."""
+    length, seen = q.shape[2], k.shape[2]
+    mask = None
+    if seen > length or 0 < settings.window < length or settings.softcap:
+        mask = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril(seen - length)
+        if settings.window:
+            mask = mask.triu(seen - length - settings.window + 1)
+    if settings.softcap and mask is not None:
+        return _capped(q, k, v, mask, settings)
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, settings.dropout, is_causal=mask is None, scale=settings.scaling, enable_gqa=is_grouped
+    )
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: _Settings) -> Tensor:
+    """Attention with scores bounded by c tanh(score / c), as in Gemma 2."""
+    k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
+    scores = torch.tanh(q @ k.transpose(2, 3) * settings.scaling / settings.softcap) * settings.softcap
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=exact).to(q.dtype)
+    return F.dropout(weights, settings.dropout) @ v
+
+
+@torch.no_grad()
+def why_not_packed(model: nn.Module, hidden: Callable[[PackedBatch | Tensor], Tensor], longest: int) -> str:
+    """Why rows of up to `longest` tokens cannot be packed for this model; empty when they give the same numbers.
+
+    `hidden` runs the model: a packed batch, or ids (1, T) of one example, to (1, T, D).
+    """
+    examples = _trial(model, longest)
+    batch = pack(examples, pad_id=0).to(next(model.parameters()).device)
+    _current.calls = 0
+    with mode(model, training=False):
+        try:
+            with packed_attention(model, batch.layout):
+                together = hidden(batch)[0]
+        except NotPackable as reason:
+            return str(reason)
+        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError) as error:
+            return f"it does not take a packed row ({type(error).__name__})"
+        if not _current.calls:
+            return "its attention cannot be replaced"
+        ids = [torch.tensor([example.input_ids], device=together.device) for example in examples]
+        alone = torch.cat([hidden(each)[0] for each in ids])
+    return "" if _same(together, alone) else "a packed row does not give the numbers of its single rows"
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    tolerance = 2e-2 if one.dtype in VARLEN_DTYPES else 1e-4
+    scale = float(other.float().abs().amax().clamp(min=1e-6))
+    return one.shape == other.shape and bool((one - other).abs().amax().float() <= tolerance * scale)
+
+
+def _trial(model: Any, longest: int) -> list[TokenizedExample]:
+    """A few examples of different tokens; one is longer than the model's attention window, where rows can be."""
+    config = model.config.get_text_config()
+    windows = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and size < longest]
+    lengths = [min(longest, max(windows) + 5) if windows else SHORT_ROWS[0], *SHORT_ROWS[1:]]
+    vocabulary = model.get_input_embeddings().num_embeddings
+    examples, token = [], 1
+    for row, length in enumerate(lengths):
+        ids = tuple((token + 7 * at) % vocabulary for at in range(length))
+        examples.append(TokenizedExample(ids, (False,) * length, row))
+        token += 3
+    return examples
+
+
+def attention_in_words(model: nn.Module) -> str:
+    """The kernel that packed rows take on this model, and why it is not a faster one."""
+    config: Any = model.config
+    text = config.get_text_config()
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    parameter = next(model.parameters())
+    reason = why_no_varlen(parameter.device, parameter.dtype, size, size)
+    return f"attention example by example ({reason})" if reason else "attention of variable length in one kernel"
