@@ -24,6 +24,7 @@ from core.export.peft_config import (
     target_paths,
     weights_file,
 )
+from core.methods import methods
 from core.selection import ALL_LINEAR, pattern_value
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _portable_targets(model: nn.Module, config: AdapterConfig, targets: list[str
     """Explicit targets as they were given; 'all-linear' as the short names when these mean the same, else as paths."""
     from core.adapters.targets import base_modules, find_targets
 
+    if "target_modules" not in methods.get(config.method).uses:
+        return targets
     if config.target_modules != ALL_LINEAR or not targets:
         return config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     short = tuple(sorted({path.rpartition(".")[2] for path in targets}))

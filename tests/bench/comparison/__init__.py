@@ -6,4 +6,7 @@
     python -m tests.bench.comparison report           # assets/comparison: the table and the plots
 
 `run` may be stopped and started again: it goes on where it was. Results are JSON lines, one a training run.
+
+    variants.py  what is compared      tasks.py   the two tasks          search.py  which runs are still to do
+    runs.py      one training run      fleet.py   many at the same time  report.py  the page; plots.py its pictures
 """

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DATASETS = ROOT / "assets" / "datasets"
 CACHE = ROOT / ".cache"
 FIELDS = ("product", "urgency")
-GREEDY = GenerationConfig(max_new_tokens=96, temperature=0.0)
+GREEDY = GenerationConfig(max_new_tokens=64, temperature=0.0)
 
 
 class Tickets:
@@ -44,11 +44,13 @@ class Tickets:
         self.folder, self.device = folder or starter(), device
         self.records = load_dataset(DATASETS / "support_tickets.jsonl").records
         self.test = load_dataset(DATASETS / "support_tickets_heldout.jsonl").records
+        self._loaded: dict[str, tuple[Any, Any]] = {}
 
     def load(self, quantization: str, seed: int) -> tuple[Any, Any]:
-        """The model and its tokenizer; nothing in it is random."""
-        extra = {"quantization": quantization} if quantization != "none" else {}
-        return load_model(self.folder, device=self.device, **extra)
+        """The model and its tokenizer; nothing in it is random, so it is loaded once."""
+        if quantization not in self._loaded:
+            self._loaded = {quantization: load_model(self.folder, device=self.device, quantization=quantization)}
+        return self._loaded[quantization]
 
     def task(self) -> Task | None:
         """Completion, which is the trainer's own."""
@@ -81,12 +83,8 @@ class Sentiment:
 
     def load(self, quantization: str, seed: int) -> tuple[Any, Any]:
         """The model with a head that is random by the seed."""
-        model, tokenizer = load_classifier(self.folder, self.classes.labels, device=self.device, seed=seed)
-        if quantization != "none":
-            from core.quantize import quantize_model
-
-            quantize_model(model, quantization)
-        return model, tokenizer
+        labels = self.classes.labels
+        return load_classifier(self.folder, labels, device=self.device, seed=seed, quantization=quantization)
 
     def task(self) -> Task | None:
         """Classification."""
