@@ -38,12 +38,12 @@ class Bench:
         started = time.perf_counter()
         about: Run = {"task": self.task.name, "variant": name, "learning_rate": rate, "seed": seed}
         with self._trainer(VARIANTS[name], rate, seed) as trainer:
-            about["parameters"] = sum(parameter.numel() for parameter in trainer.parameters)
             try:
                 last = list(trainer.steps())[-1]
             except DivergedError:
                 return about | {"validation_loss": math.inf, "seconds": time.perf_counter() - started}
             about |= {"validation_loss": last.eval_loss, "train_loss": last.loss}
+            about["parameters"] = sum(parameter.numel() for parameter in trainer.parameters)  # that still train
             if seed != SEARCH_SEED:
                 about |= self.task.score(trainer.model, trainer.tokenizer) | {"bytes": _saved_bytes(trainer.model)}
         return about | {"seconds": round(time.perf_counter() - started, 1)}

@@ -37,7 +37,6 @@ class Tickets:
 
     name = "tickets"
     steps, batch_size = 100, 8
-    quality = ("loss", "valid_json", "named_fields", "exact_match")
     modules_to_save: tuple[str, ...] = ()
 
     def __init__(self, folder: Path | None, device: str | None) -> None:
@@ -71,7 +70,6 @@ class Sentiment:
 
     name = "sentiment"
     steps, batch_size = 120, 8
-    quality = ("accuracy", "loss")
     modules_to_save = ("classifier",)
     test_rows = 150
 

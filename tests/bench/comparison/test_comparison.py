@@ -7,14 +7,18 @@ import math
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from tests.bench.comparison.claims import EVEN, HELD, NOT_HELD, UNKNOWN, Claim, verdict
 from tests.bench.comparison.fleet import Fleet, read
+from tests.bench.comparison.report import write_report
 from tests.bench.comparison.runs import Bench
 from tests.bench.comparison.search import SEEDS, Run, best_rate, counting, wanted
+from tests.bench.comparison.summary import Row, Spread
 from tests.bench.comparison.variants import VARIANTS
 from tests.core.toy import toy_llama, toy_tokenizer
 
@@ -104,3 +108,51 @@ def test_a_fleet_goes_on_where_it_was(folders: dict[str, Path], tmp_path: Path) 
     assert len(begun) < len(runs)
     assert len({json.dumps([run["learning_rate"], run["seed"]]) for run in runs}) == len(runs)
     assert wanted("lora", runs) == []
+
+
+def _row(variant: str, *losses: float, parameters: int = 100) -> Row:
+    return Row(variant, variant, 1e-3, parameters, 400, {"loss": Spread(losses)})
+
+
+def test_a_claim_is_judged_by_the_spread_of_the_seeds() -> None:
+    """Apart by more than two standard errors either way, or not; and costs against their bound."""
+    rows = {
+        "lora": _row("lora", 1.0, 1.1, 0.9),
+        "full": _row("full", 0.5, 0.6, 0.4),
+        "dora": _row("dora", 1.0, 1.2, 0.9),
+    }
+    rows["vera"] = _row("vera", 2.0, 2.1, 1.9, parameters=10)
+    said = {
+        Claim("", "full", "lora"): HELD,
+        Claim("", "lora", "full"): NOT_HELD,
+        Claim("", "lora", "full", "as good"): NOT_HELD,
+        Claim("", "dora", "lora"): EVEN,
+        Claim("", "dora", "lora", "as good"): HELD,
+        Claim("", "vera", "lora", "worse"): HELD,
+        Claim("", "vera", "lora", "parameters", 0.1): HELD,
+        Claim("", "vera", "lora", "parameters", 0.05): NOT_HELD,
+        Claim("", "vera", "lora", "step_seconds"): UNKNOWN,
+        Claim("", "rslora", "lora"): UNKNOWN,
+    }
+    assert {claim: verdict(claim, rows)[0] for claim in said} == said
+
+
+def test_the_report_tells_what_is_finished_and_what_is_not(tmp_path: Path) -> None:
+    """Two variants of one task are done, one has no seed yet; the page has tables and well-formed pictures."""
+    quality = {"valid_json": 1.0, "named_fields": 0.5, "exact_match": 0.25, "bytes": 4096, "parameters": 1000}
+    runs = [
+        {"task": "tickets", "variant": variant, "learning_rate": 1e-3, "seed": seed, "validation_loss": loss}
+        | ({"loss": loss + seed / 100} | quality if seed else {})
+        for variant, loss in (("lora", 0.5), ("vera", 0.7))
+        for seed in (0, *SEEDS)
+    ]
+    runs.append({"task": "tickets", "variant": "dora", "learning_rate": 1e-3, "seed": 0, "validation_loss": 0.5})
+    (tmp_path / "tickets.jsonl").write_text("\n".join(map(json.dumps, runs)))
+    write_report(tmp_path, tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "| LoRA | 0.520 ± 0.010 | 100.0 ± 0.0 % |" in page
+    assert page.index("| LoRA |") < page.index("| VeRA |")
+    assert "DoRA" in page.partition("Not finished: ")[2].partition("\n")[0]
+    assert "VeRA is as good as LoRA (VeRA) | **did not hold**" in page
+    for picture in ("tickets.svg", "tickets-size.svg"):
+        assert len(ElementTree.parse(tmp_path / picture).getroot()) > 4
