@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.model_config import architecture
+
 CAUSAL, ENCODER, SEQ2SEQ = "causal", "encoder", "seq2seq"
 ENCODERS = frozenset({
     "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm",
@@ -23,5 +25,4 @@ def family_of(config: Mapping[str, Any]) -> str:
     if config.get("is_encoder_decoder"):
         return SEQ2SEQ
     is_encoder = str(config.get("model_type", "")) in ENCODERS
-    names = config.get("architectures") or ()
-    return ENCODER if is_encoder and not any(str(name).endswith(_WRITERS) for name in names) else CAUSAL
+    return ENCODER if is_encoder and not architecture(config).endswith(_WRITERS) else CAUSAL

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ModelError
+from core.gguf_header import read_gguf_header
 
 
 def convert_gguf(file: Path, out_folder: Path) -> Path:
@@ -18,15 +19,13 @@ def convert_gguf(file: Path, out_folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _check_magic(file)
-    with (
-        tempfile.TemporaryDirectory() as alone
-    ):  # transformers takes a folder and a name, and looks around in the folder
+    read_gguf_header(file)
+    with tempfile.TemporaryDirectory() as alone:  # transformers takes a folder and looks around in it
         (Path(alone) / file.name).symlink_to(file.resolve())
         try:
             tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name)
             model: Any = AutoModelForCausalLM.from_pretrained(alone, gguf_file=file.name, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # a damaged or hostile folder makes transformers raise anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
                 f"{file.name} cannot be converted: {reason}", "Pick the model's safetensors version."
@@ -36,16 +35,6 @@ def convert_gguf(file: Path, out_folder: Path) -> Path:
     model.to(torch.bfloat16).save_pretrained(out_folder)
     tokenizer.save_pretrained(out_folder)
     return out_folder
-
-
-def _check_magic(file: Path) -> None:
-    try:
-        with file.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError:
-        raise ModelError(f"There is no file {file.name!r}.", "Check the path.") from None
-    if magic != b"GGUF":
-        raise ModelError(f"{file.name} is not a GGUF file.", "Pick a file that ends with .gguf.")
 
 
 def _forget_quantisation(model: Any) -> None:

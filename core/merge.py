@@ -29,7 +29,8 @@ from core.export.method_file import read_quantization
 from core.export.peft import check_repeated, load_adapter, repeated_weights
 from core.export.peft_config import read_adapter_config, read_shapes, weights_file
 from core.merge_plan import Job, MergePlan, find_ties, plan_merge
-from core.models import inspect_model, read_config
+from core.model_config import read_config
+from core.models import inspect_model
 from core.quantize.rounding import TRAINED, BaseRounding
 from core.quantize.size import NONE
 from core.skeleton import adapted_config, make_skeleton

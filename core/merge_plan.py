@@ -16,9 +16,9 @@ from core.adapters.host import AdaptedModule
 from core.adapters.inject import adapters_of
 from core.errors import AdapterError
 from core.export.huggingface import DTYPES, TensorEntry
-from core.models import weight_files
 from core.quantize.model import quantizable
 from core.quantize.rounding import BaseRounding
+from core.weight_files import weight_files
 
 _Change = tuple[AdaptedModule | None, str]  # the adapted layer, and which of its parameters
 

@@ -6,11 +6,10 @@ A model is refused when it has only pickle weights, needs its own Python code, o
 
 from __future__ import annotations
 
-import json
 import math
-import struct
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from core.errors import ModelError
 from core.family import CAUSAL, SEQ2SEQ, family_of
 from core.model_card import has_chat_template, licence
+from core.model_config import architecture, read_config, refuse_absurd
 from core.quantize.size import NONE
+from core.weight_files import StoredTensor, read_header, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+SPARE_PARAMETERS = 10_000_000  # that a model may have beyond its files, such as an untied output layer
 _CONV1D_MODELS = {"gpt2", "openai-gpt"}  # their projections store the weight as (in, out)
 _EMBEDDING_NAMES = ("embed", "wte", "wpe", "shared", "relative_attention_bias")
 OUTPUT_NAMES = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
@@ -93,13 +94,13 @@ def inspect_model(folder: Path) -> ModelInfo:
     config = read_config(folder)
     inner = config.get("text_config")  # of a model that also sees pictures
     text: dict[str, Any] = inner if isinstance(inner, dict) else config
-    tensors = dict(_tensors(folder))
+    tensors = _tensors(folder, config)
     model_type = str(config.get("model_type", ""))
     return ModelInfo(
         folder=folder,
-        architecture=str((config.get("architectures") or [model_type or "unknown"])[0]),
+        architecture=architecture(config) or model_type or "unknown",
         model_type=model_type,
-        parameters=sum(math.prod(shape) for _, shape in tensors.values()),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         dtype=_main_dtype(tensors),
         context_length=_first_int(text, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
         hidden_size=_first_int(text, "hidden_size", "n_embd", "d_model"),
@@ -112,121 +113,40 @@ def inspect_model(folder: Path) -> ModelInfo:
         licence=licence(folder),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         targets=_targets(tensors, is_conv1d=model_type in _CONV1D_MODELS),
-        tensors={name: shape for name, (_, shape) in sorted(tensors.items(), key=lambda item: _natural(item[0]))},
+        tensors={name: tensors[name].shape for name in sorted(tensors, key=_natural)},
         family=family_of(config),
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return `config.json` of a model folder after refusing what could run code or cannot be trained on."""
-    if not folder.is_dir():
-        raise ModelError(f"There is no model folder {folder.name!r}.", "Check the path, or add the model again.")
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder.name!r} has no config.json, so it is not a transformers model.",
-            "Pick the folder that holds config.json and *.safetensors.",
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"config.json of {folder.name!r} cannot be read: {error}.", "Download the model again."
-        ) from None
-    if not isinstance(config, dict):
-        raise ModelError(f"config.json of {folder.name!r} is not an object.", "Download the model again.")
-    _refuse_unsafe(folder, config)
-    return config
-
-
-def _refuse_unsafe(folder: Path, config: Mapping[str, Any]) -> None:
-    for key in _all_keys(config):
-        if key in ("auto_map", "custom_pipelines", "trust_remote_code") or key.endswith("_internal"):
-            raise ModelError(
-                f"{folder.name!r} asks to run its own Python code ({key!r} in config.json).",
-                "For your safety that is never done; pick a model that transformers supports by itself.",
-            )
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise ModelError(
-            f"{folder.name!r} is already quantised ({method}).", "Pick the model's original 16-bit weights."
-        )
-    if not list(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
-        if pickles:
-            raise ModelError(
-                f"{folder.name!r} has only pickle weights ({pickles[0]}), which can run code when they are opened.",
-                "Pick a version of the model with *.safetensors files.",
-            )
-        raise ModelError(f"{folder.name!r} has no *.safetensors weights.", "Download the model again.")
-
-
-def _all_keys(value: Any, depth: int = 0) -> Iterator[str]:
-    if isinstance(value, Mapping) and depth < 8:
-        for key, entry in value.items():
-            yield str(key)
-            yield from _all_keys(entry, depth + 1)
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
-    """Yield (name, (dtype, shape)) of every weight, from the headers alone."""
+def _tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Every weight, from the headers alone; ModelError when the config claims more modules than they could fill."""
+    tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        for name, entry in _read_header(path).items():
-            if name != "__metadata__":
-                yield name, (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: those its index names, or else all of them."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        whole = folder / "model.safetensors"
-        return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
-        raise ModelError(f"{index.name} of {folder.name!r} is damaged.", "Download the model again.") from None
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{folder.name!r} lacks the weight file {name!r}.", "Download the model again.")
-    return [folder / name for name in names]
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER_BYTES:
-                raise ValueError("its header is larger than 100 MB")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("its header is not an object")
-    except (OSError, ValueError, struct.error, RecursionError) as error:
-        raise ModelError(
-            f"{path.name} is not a whole safetensors file: {error}.", "Download the model again."
-        ) from None
-    return header
+        tensors |= read_header(path)
+    refuse_absurd(folder, config, [tensor.shape for tensor in tensors.values()])
+    return tensors
 
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
-def _main_dtype(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+def _main_dtype(tensors: Mapping[str, StoredTensor]) -> str:
     sizes: Counter[str] = Counter()
-    for dtype, shape in tensors.values():
-        sizes[dtype] += math.prod(shape)
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += math.prod(tensor.shape)
     if not sizes:
         raise ModelError("The model has no weights.", "Download the model again.")
     most = sizes.most_common(1)[0][0]
     return _DTYPE_NAMES.get(most, most.lower())
 
 
-def _targets(tensors: Mapping[str, tuple[str, tuple[int, ...]]], is_conv1d: bool) -> tuple[Target, ...]:
+def _targets(tensors: Mapping[str, StoredTensor], is_conv1d: bool) -> tuple[Target, ...]:
     shapes: dict[str, list[tuple[int, int]]] = {}
     paths: dict[str, list[str]] = {}
     groups: dict[str, str] = {}
-    for tensor, (_, shape) in sorted(tensors.items(), key=lambda item: _natural(item[0])):
+    for tensor, stored in sorted(tensors.items(), key=lambda item: _natural(item[0])):
         path, _, kind = tensor.rpartition(".")
+        shape = stored.shape
         if kind != "weight" or len(shape) != 2 or ".experts." in path:
             continue  # norms, biases, and experts, which transformers stores as one 3-D parameter
         name = path.rpartition(".")[2]
@@ -239,7 +159,8 @@ def _targets(tensors: Mapping[str, tuple[str, tuple[int, ...]]], is_conv1d: bool
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    is_index = re.compile(r"[0-9]{1,9}").fullmatch
+    return [(int(part), "") if is_index(part) else (-1, part) for part in name.split(".")]
 
 
 def _group(path: str, name: str) -> str:
@@ -286,8 +207,9 @@ def load_model(
         from core.hub import download_model
 
         folder = download_model(str(source))
-    is_seq2seq = family_of(read_config(folder)) == SEQ2SEQ
-    kind = kind or ("AutoModelForSeq2SeqLM" if is_seq2seq else "AutoModelForCausalLM")
+    config = read_config(folder)
+    refuse_unfilled(folder, config)
+    kind = kind or ("AutoModelForSeq2SeqLM" if family_of(config) == SEQ2SEQ else "AutoModelForCausalLM")
     device = device or best_device()
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
@@ -297,7 +219,7 @@ def load_model(
             folder, dtype=getattr(torch, read_as), local_files_only=True, use_safetensors=True,
             trust_remote_code=False, **options,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a damaged or hostile folder makes transformers raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{folder.name!r} cannot be loaded: {reason}", "Pick a model that fits the task.") from error
     module: Any = model  # transformers' own annotation of `to` is wrong
@@ -310,9 +232,26 @@ def load_model(
     return module.to(device).eval(), load_tokenizer(folder)
 
 
+def refuse_unfilled(folder: Path, config: dict[str, Any]) -> None:
+    """Raise ModelError for a config that makes a far larger model than its files can fill.
+
+    transformers would allocate and initialise whatever the files lack.
+    """
+    from core.skeleton import make_skeleton
+
+    stored = sum(math.prod(tensor.shape) for tensor in _tensors(folder, config).values())
+    wanted = sum(parameter.numel() for parameter in make_skeleton(config, folder).parameters())
+    if wanted > 2 * stored + SPARE_PARAMETERS:
+        raise ModelError(
+            f"config.json of {folder.name!r} describes {wanted:,} parameters, but its files hold {stored:,}.",
+            "Download the model again.",
+        )
+
+
 def stored_dtype(folder: Path) -> str:
     """The number format that holds every weight of a model's files exactly: theirs, or float32 when they differ."""
-    found = {_DTYPE_NAMES.get(dtype, "float32") for _, (dtype, _) in _tensors(folder)}
+    stored = (tensor for path in weight_files(folder) for tensor in read_header(path).values())
+    found = {_DTYPE_NAMES.get(tensor.dtype, "float32") for tensor in stored}
     return found.pop() if len(found) == 1 else "float32"
 
 
@@ -322,7 +261,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the Rust tokenizers raise nothing narrower
         raise ModelError(f"The tokenizer of {folder.name!r} cannot be loaded.", "Download the model again.") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by token id

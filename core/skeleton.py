@@ -10,13 +10,14 @@ from torch import nn
 
 from core.errors import ModelError
 from core.export.task_file import read_labels
+from core.model_config import architecture
 
 
 def model_class(config: dict[str, Any]) -> Any:
     """The transformers class a config names, or the causal one of its model type."""
     import transformers
 
-    name = str((config.get("architectures") or [""])[0])
+    name = architecture(config)
     found = getattr(transformers, name, None) if name else None
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     return found if is_model else transformers.AutoModelForCausalLM
@@ -45,7 +46,7 @@ def make_skeleton(config: dict[str, Any], folder: Path) -> nn.Module:
             settings = load_config(config, folder)
             kind = model_class(config)
             model = kind.from_config(settings) if hasattr(kind, "from_config") else kind(settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged or hostile folder makes transformers raise anything
         raise ModelError(f"The model in {folder.name!r} cannot be built: {error}", "Update transformers.") from error
     if hasattr(model, "tie_weights"):
         model.tie_weights()

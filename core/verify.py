@@ -15,7 +15,8 @@ from core.adapters.inject import adapters_of
 from core.errors import ConfigError
 from core.export.method_file import read_quantization
 from core.export.peft import load_adapter
-from core.models import load_tokenizer, read_config, stored_dtype
+from core.model_config import read_config
+from core.models import load_tokenizer, stored_dtype
 from core.quantize.model import quantizable, round_model
 from core.quantize.rounding import TRAINED, BaseRounding
 from core.quantize.size import NONE

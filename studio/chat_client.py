@@ -184,6 +184,8 @@ class _ChatProcess:
         if code == -signal.SIGKILL:
             fix = "Close other programs, or pick a smaller model."
             return ChatError("The chat was killed, most likely because memory ran out.", fix)
+        if code == -signal.SIGPROF:
+            return ChatError("The model's chat template did not end, so the chat was stopped.", "Pick another model.")
         return ChatError("The chat process stopped unexpectedly.", _AGAIN)
 
     def _write(self, message: Mapping[str, Any]) -> bool:

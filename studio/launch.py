@@ -163,6 +163,8 @@ def worker_command(workspace: Workspace, job: JobRow, lifeline: int) -> list[str
 def _reason(code: int) -> str:
     if code == -signal.SIGKILL:
         return "The worker was killed (SIGKILL), which the system does when memory runs out."
+    if code == -signal.SIGPROF:
+        return "The model's chat template did not end, so the worker was stopped (SIGPROF)."
     if code < 0:
         return f"The worker crashed ({signal.Signals(-code).name})."
     return f"The worker ended without a result (exit code {code})."

@@ -138,12 +138,19 @@ def _files(folder: Path) -> Iterator[tuple[Path, int]]:
     for entry in sorted(folder.iterdir(), key=lambda path: path.name):
         if entry.name.startswith("."):
             continue  # caches of the hub's client and the like
+        _refuse_odd_name(entry.name)
         about = entry.lstat()
         if stat.S_ISDIR(about.st_mode):
             yield from _files(entry)
         else:
             _refuse_link(entry, about)
             yield entry, about.st_size
+
+
+def _refuse_odd_name(name: str) -> None:
+    """A backslash is a folder to some unpackers, and a name that is no text has no place in the zip's directory."""
+    if "\\" in name or not name.isprintable():
+        raise StudioError(f"A file is called {name!a}, which not every system can store.", "Rename it, then try again.")
 
 
 def _refuse_link(path: Path, about: os.stat_result) -> None:

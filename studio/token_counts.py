@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.data.records import Record
+from core.errors import ModelError
 
 SAMPLE_ROWS = 2000
 _TEMPLATE_TOKENS_PER_MESSAGE = 5  # what chat templates put around a message, in the median of the common ones
@@ -30,7 +31,10 @@ def _count(model_folder: Path, texts: list[str]) -> list[int]:
         return [int(len(text) / _CHARACTERS_PER_TOKEN) + 1 for text in texts]
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise ModelError(f"The tokenizer of {model_folder.name!r} is damaged.", "Download the model again.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from core.data.records import Message, ToolCall
 from core.errors import DatasetError, ModelError
+from core.limits import CPU_S, MEMORY_BYTES, LimitError, Limits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEPARATOR = "\n\n"
+MAX_RENDERED = 32_000_000  # characters of one conversation; a row of a dataset has at most a third of that
 
 
 def render(
@@ -32,35 +33,45 @@ def render(
 ) -> list[str]:
     """The template's text of each conversation; `tools` are those of each, as `Record` holds them.
 
-    Raises DatasetError when the template refuses one, as Gemma's refuses system messages, or writes no tools.
+    The template comes with the model, so it runs within limits. Raises DatasetError when it refuses a conversation, as
+    Gemma's refuses system messages, or writes no tools, and ModelError when it takes too long or too much memory.
     """
     texts: list[str] = []
-    offered = tools or [""] * len(conversations)
-    for given, group in groupby(zip(conversations, offered, strict=True), key=lambda pair: pair[1]):
-        chats = [turns for turns, _ in group]
-        rendered = _apply(chats, tokenizer, add_generation_prompt, json.loads(given) if given else None)
-        for turns, text in zip(chats, rendered, strict=True):
-            _check_tools(turns, given, text)
-        texts += rendered
+    with Limits() as limits:
+        for turns, given in zip(conversations, tools or [""] * len(conversations), strict=True):
+            limits.renew()
+            texts.append(_apply(turns, tokenizer, add_generation_prompt, json.loads(given) if given else None))
+            _check_tools(turns, given, texts[-1])
     return texts
 
 
 def _apply(
-    chats: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool, tools: Any
-) -> list[str]:
+    turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool, tools: Any
+) -> str:
     from jinja2 import TemplateError
 
-    plain = [[_as_dict(turn) for turn in turns] for turns in chats]
+    plain = [_as_dict(turn) for turn in turns]
     try:
-        texts: Any = tokenizer.apply_chat_template(
+        text: Any = tokenizer.apply_chat_template(
             plain, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except (TemplateError, TypeError, ValueError, IndexError, KeyError) as error:
+    except (LimitError, MemoryError, RecursionError):
+        raise _too_much(f"takes over {CPU_S:.0f} s or {MEMORY_BYTES >> 30} GiB") from None
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise DatasetError(
             f"The model's chat template refuses the conversation: {error}.",
             "Change the turns to what the template takes (some take no system message), or choose another model.",
         ) from error
-    return list(texts)
+    if len(text) > MAX_RENDERED:
+        raise _too_much(f"makes {len(text):,} characters")
+    return str(text)
+
+
+def _too_much(what: str) -> ModelError:
+    return ModelError(
+        f"The model's chat template {what} for one conversation, so it was stopped.",
+        "Choose another model, or put a sound chat_template.jinja into its folder.",
+    )
 
 
 def _as_dict(turn: Message) -> dict[str, Any]:

@@ -7,9 +7,12 @@ its "quantization" only for an adapter that was trained on a quantised base.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from core.config import AdapterConfig, from_dict, to_dict
 from core.errors import AdapterError, ConfigError
@@ -37,6 +40,7 @@ def read_method(folder: Path) -> AdapterConfig | None:
         return None
     try:
         config = from_dict(AdapterConfig, values["adapter"])
+        _refuse_wrong_types(config)
     except ConfigError as error:
         raise AdapterError(f"{METHOD_NAME} of {folder.name!r}: {error.what}", error.fix) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -45,6 +49,25 @@ def read_method(folder: Path) -> AdapterConfig | None:
         if not is_safe_pattern(key):
             raise AdapterError(f"{METHOD_NAME} has the pattern {key!r}, which is too complex.", "Name the layers.")
     return config
+
+
+def _refuse_wrong_types(config: AdapterConfig) -> None:
+    for name, hint in get_type_hints(AdapterConfig).items():
+        if not _fits(getattr(config, name), hint):
+            raise TypeError(f"{name} is {getattr(config, name)!r}"[:200])
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, inside = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, one) for one in inside)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inside[0]) for one in value)
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(_fits(one, inside[1]) for one in value.values())
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return kind is Any or type(value) is kind
 
 
 def read_quantization(folder: Path) -> str:

@@ -20,7 +20,7 @@ from core.export.peft import load_adapter
 from core.export.peft_config import read_values
 from core.low_rank import LowRank, closest, tail
 from core.merge_plan import MergePlan, find_ties, plan_merge
-from core.models import read_config
+from core.model_config import read_config
 from core.quantize.rounding import TRAINED, BaseRounding
 from core.selection import pattern_value
 from core.skeleton import make_skeleton

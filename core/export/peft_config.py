@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from core.config import AdapterConfig
-from core.errors import AdapterError
+from core.errors import AdapterError, ModelError
 from core.export.method_file import is_safe_pattern, read_method
+from core.weight_files import read_header
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -164,21 +165,17 @@ def weights_file(folder: Path) -> Path:
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of an adapter, from the header alone; AdapterError for other than float tensors."""
-    from safetensors import SafetensorError, safe_open
-
     path = weights_file(folder)
     try:
-        with safe_open(path, framework="numpy") as file:
-            names: list[str] = file.keys()
-            slices = {key: file.get_slice(key) for key in names}
-            kinds = {key: str(part.get_dtype()) for key, part in slices.items()}
-            shapes = {key: tuple(int(size) for size in part.get_shape()) for key, part in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{path.name} is not a whole safetensors file: {error}.", "Save it again.") from None
-    for key, kind in kinds.items():
-        if kind not in ("F64", "F32", "F16", "BF16"):
-            raise AdapterError(f"Tensor {key!r} is of type {kind}, not floating point.", "Save the adapter again.")
-    return shapes
+        tensors = read_header(path)
+    except ModelError as error:
+        raise AdapterError(error.what, "Save the adapter again.") from None
+    for key, tensor in tensors.items():
+        if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+            raise AdapterError(
+                f"Tensor {key!r} is of type {tensor.dtype}, not floating point.", "Save the adapter again."
+            )
+    return {key: tensor.shape for key, tensor in tensors.items()}
 
 
 def target_paths(folder: Path) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import AdapterError
+from core.model_config import architecture
 
 TASK_NAME = "task.json"
 MAX_TASK_BYTES = 4 << 20
@@ -35,9 +36,9 @@ class LabelFacts:
 def labels_of_config(config: Mapping[str, Any]) -> LabelFacts | None:
     """The labels of a model that is a sequence classifier by itself; None for every other model."""
     names = config.get("id2label")
-    if not str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
+    if not architecture(config).endswith("ForSequenceClassification"):
         return None
-    if not isinstance(names, Mapping) or not names:
+    if not isinstance(names, Mapping) or not names or not all(key.isdecimal() for key in map(str, names)):
         return None
     ordered = tuple(str(names[key]) for key in sorted(names, key=int))
     return LabelFacts(ordered, config.get("problem_type") == MULTI_LABEL)

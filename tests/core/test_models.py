@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from core.errors import ModelError
-from core.models import inspect_model, load_model, read_config
+from core.model_config import read_config
+from core.models import inspect_model, load_model
 
 LLAMA = LlamaConfig(
     vocab_size=64,
