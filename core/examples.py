@@ -6,7 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from core.config import TrainConfig
 from core.data.records import Record
@@ -39,6 +39,10 @@ class Example(Protocol):
 
     def fingerprint(self) -> list[int]:
         """Numbers that are equal for equal examples only."""
+        ...
+
+    def after(self, ids: tuple[int, ...]) -> Self:
+        """The same example with tokens before it that are not trained."""
         ...
 
 

@@ -18,13 +18,14 @@ from torch import Tensor
 from core.adapters import adapter_rows
 from core.config import GenerationConfig
 from core.data.records import Message
-from core.data.rendering import encode_prompt
+from core.data.rendering import encode_prompt, encode_source
 from core.detokenize import Detokenizer
 from core.errors import ConfigError
 from core.loss import device_of
 from core.mode import mode
 from core.prompt import virtual_ids
 from core.sampling import TokenSampler
+from core.source_decoder import SourceDecoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +64,8 @@ def stream(
         raise ConfigError(f"{len(conversations)} conversations have {len(adapters)} adapters.", "Give one to each.")
     rows = _rows(model, tokenizer, conversations, adapters, config)
     ends = end_ids(model, tokenizer)
-    decoder = _Decoder(model, rows, int(tokenizer.pad_token_id or 0), per_row=adapters is not None)
+    kind = SourceDecoder if model.config.is_encoder_decoder else _Decoder
+    decoder = kind(model, rows, int(tokenizer.pad_token_id or 0), per_row=adapters is not None)
     while decoder.rows and not (stop and stop()):
         logits = decoder.next_logits()
         chosen = [row.take(logits[index], ends) for index, row in enumerate(decoder.rows)]
@@ -105,18 +107,21 @@ def _rows(
     config: GenerationConfig,
 ) -> list[_Row]:
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
+    has_encoder = bool(model.config.is_encoder_decoder)
     rows = []
     for index, conversation in enumerate(conversations):
         adapter = adapters[index] if adapters is not None else None
         before = virtual_ids(model, adapter) if adapter or adapters is None else ()
-        prompt = [*before, *encode_prompt(conversation, tokenizer)]
+        encode = encode_source if has_encoder else encode_prompt
+        prompt = [*before, *encode(conversation, tokenizer)]
+        # An encoder has its own room for the prompt; the answer then has all of the decoder's.
         room = context - len(prompt) if context else config.max_new_tokens
         if room < 1 or not prompt:
             raise ConfigError(
                 f"Conversation {index + 1} has {len(prompt):,} tokens; the model takes 1 to {context - 1:,}.",
                 "Shorten it, or start a new one.",
             )
-        left = min(room, config.max_new_tokens)
+        left = min(context or room if has_encoder else room, config.max_new_tokens)
         rows.append(_Row(prompt, adapter, TokenSampler(config), Detokenizer(tokenizer), left))
     return rows
 

@@ -4,16 +4,16 @@
          {"stop": 1}
     out  {"id": 1, "texts": [...], "sha256": [...], "done": false, "message": ""}   or   {"id": 1, "error": [what, fix]}
 
-One base model stays loaded, with the adapters that were asked for injected by name; each pane is a row of one batch
-that uses its own adapter. The base is unquantised, also for adapters that were trained on a quantised one. `sha256` is
-that of the adapter file a pane really ran with. The process ends with its input.
+Classifiers answer with labels (`studio.label_chat`). For all others, one base model stays loaded, with the adapters
+that were asked for injected by name; each pane is a row of one batch with its own adapter. The base is unquantised,
+also for adapters that were trained on a quantised one. `sha256` is that of the adapter file a pane really ran with. The
+process ends with its input.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import logging
 import os
@@ -26,8 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from core.errors import AdapterError, OutOfMemoryError, StudioError
+from core.errors import OutOfMemoryError, StudioError
 from studio.failures import is_out_of_memory
+from studio.label_chat import LabelChat, digest, wants_labels
 from studio.log import log_to_stderr
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._loaded: tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None = None  # with its folder
+        self._labels = LabelChat()
         self._adapters: dict[str, str] = {}  # sha256 -> name in the model, the last used at the end
 
     def answer(self, request: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Reply]:
@@ -53,13 +55,17 @@ class Engine:
         from core.generate import stream
 
         count = len(request["conversations"])
+        if wants_labels(request):
+            yield _reply(("",) * count, ("",) * count, message="Loading the model ...")
+            yield _reply(*self._labels.answer(request), done=True)
+            return
         if self._loaded is None or self._loaded[0] != request["model"]:
             yield _reply(("",) * count, ("",) * count, message="Loading the model ...")
             self.drop()
         model, tokenizer = self._load(request["model"])
         sums = [self._adapter(model, folder) for folder in request["adapters"]]
         self._forget_old(model, set(sums))
-        names = [self._adapters[digest] if digest else None for digest in sums]
+        names = [self._adapters[one] if one else None for one in sums]
         conversations = [[Message(role, text) for role, text in turns] for turns in request["conversations"]]
         settings = GenerationConfig(**request["settings"])
         texts: Sequence[str] = ("",) * count
@@ -74,6 +80,7 @@ class Engine:
         """Free the model and its memory."""
         self._loaded = None
         self._adapters.clear()
+        self._labels.drop()
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -92,20 +99,20 @@ class Engine:
             return ""
         from core.export.peft import load_adapter
 
-        digest = _digest(Path(folder) / "adapter_model.safetensors")
-        name = self._adapters.pop(digest, "")
+        found = digest(folder)
+        name = self._adapters.pop(found, "")
         if not name:
-            name = f"adapter_{digest[:16]}"
+            name = f"adapter_{found[:16]}"
             load_adapter(model, Path(folder), name=name)
-        self._adapters[digest] = name
-        return digest
+        self._adapters[found] = name
+        return found
 
     def _forget_old(self, model: PreTrainedModel, needed: set[str]) -> None:
         from core.adapters import remove_adapter
 
-        for digest in [digest for digest in self._adapters if digest not in needed]:
+        for old in [known for known in self._adapters if known not in needed]:
             if len(self._adapters) > MAX_ADAPTERS:
-                remove_adapter(model, self._adapters.pop(digest))
+                remove_adapter(model, self._adapters.pop(old))
 
 
 class Inbox:
@@ -162,14 +169,6 @@ def _without_exceptions(engine: Engine, request: Mapping[str, Any], stop: Callab
 
 def _reply(texts: Sequence[str], sums: Sequence[str], *, done: bool = False, message: str = "") -> Reply:
     return {"texts": list(texts), "sha256": list(sums), "done": done, "message": message}
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        raise AdapterError("The adapter's weights are gone.", "Pick another adapter, or train it again.") from None
 
 
 def _take_stdout() -> IO[bytes]:

@@ -81,4 +81,4 @@ class HeldOut:
 
     def _answers(self) -> Scores:
         trainer = self.trainer
-        return trainer.task.answer(trainer.model, trainer.tokenizer, self.asked, ROWS_AT_ONCE)
+        return trainer.task.answer(trainer.model, trainer.tokenizer, self.asked, ROWS_AT_ONCE, self.context.glance)

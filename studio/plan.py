@@ -14,7 +14,8 @@ from core.memory import estimate_memory
 from core.methods import methods
 from core.models import ModelInfo
 from core.schedule import StepPlan, plan_steps
-from core.tasks.choice import TASKS, choose_task
+from core.scoring.translation import has_sacrebleu
+from core.tasks.choice import TASKS, TRANSLATION, choose_task
 from studio.views import Check, DeviceView, PlanView
 
 CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
@@ -115,7 +116,12 @@ def cpu_flops() -> float:
 def _task_checks(facts: Facts, config: TrainConfig) -> Iterator[Check]:
     """What is learned, or why model and dataset do not fit together."""
     try:
-        yield Check("ok", TASKS[choose_task(config.task, facts.info.family, facts.format)].sentence)
+        name = choose_task(config.task, facts.info.family, facts.format)
+        yield Check("ok", TASKS[name].sentence)
+        if name == TRANSLATION and not has_sacrebleu():
+            yield Check(
+                "warning", "BLEU and chrF will not be measured.", "Install them: pip install 'lora-studio[eval]'."
+            )
     except ConfigError as error:
         yield Check("error", error.what, error.fix)
 

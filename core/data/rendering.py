@@ -174,3 +174,16 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise ModelError("The model's tokenizer has no end token (eos_token).", "Choose another model.")
     return int(tokenizer.eos_token_id)
+
+
+def encode_source(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the encoder of a seq2seq model reads: the turns, a blank line between two, in the tokenizer's own frame."""
+    ids: list[int] = tokenizer(SEPARATOR.join(turn.content for turn in messages), verbose=False)["input_ids"]
+    return ids
+
+
+def encode_target(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the decoder of a seq2seq model writes; it ends with the end token, whatever the tokenizer's frame is."""
+    ids: list[int] = tokenizer(text_target=text, verbose=False)["input_ids"]
+    end = end_id(tokenizer)
+    return ids if ids and ids[-1] == end else [*ids, end]

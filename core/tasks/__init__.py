@@ -6,4 +6,6 @@ task.py             what the trainer asks of a task
 answering.py        held-out rows, answered and scored
 completion.py       the next token: chat, instructions, plain text
 classification.py   one label for a text, or several
+seq2seq.py          one text into another, by an encoder and a decoder
+question_answering.py translation.py    the two kinds of that, each with its figures
 """

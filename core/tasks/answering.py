@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.config import GenerationConfig
@@ -18,11 +18,11 @@ ROOM = 1.25  # times the longest expected answer is where an answer is cut
 
 
 def answered(
-    model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int, tick: Callable[[], None]
 ) -> tuple[Answer, ...]:
     """The last turn of each record as the active adapters give it, greedily; records that end with no answer are left.
 
-    The longest rows of a batch bound its memory, `rows` at a time.
+    `rows` of them at a time; `tick` is called after each time.
     """
     asked = [record for record in records if record.messages and record.messages[-1].role == "assistant"]
     expected = [record.messages[-1].content for record in asked]
@@ -32,6 +32,7 @@ def answered(
     for start in range(0, len(asked), rows):
         prompts = [record.messages[:-1] for record in asked[start : start + rows]]
         given += generate(model, tokenizer, prompts, config=config)
+        tick()
     return tuple(
         Answer(record.messages[-2].content if len(record.messages) > 1 else "", want, have)
         for record, want, have in zip(asked, expected, given, strict=True)

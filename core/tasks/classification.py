@@ -60,6 +60,10 @@ class LabelledExample:
         """Numbers that are equal for equal examples only."""
         return [len(self.input_ids), *self.input_ids, len(self.labels), *self.labels]
 
+    def after(self, ids: tuple[int, ...]) -> LabelledExample:
+        """The same example with tokens before it that are not trained."""
+        return replace(self, input_ids=ids + self.input_ids)
+
 
 @dataclass
 class LabelledBatch:
@@ -140,9 +144,8 @@ class Classification(Task):
                 progress(len(whole), len(records))
         longest = data.max_length or choose_max_length([len(example.input_ids) for example in whole], room)
         before = tuple(range(-1, -1 - virtual_tokens, -1))
-        ready = tuple(
-            replace(example, input_ids=before + example.input_ids[: min(longest, room) or longest]) for example in whole
-        )
+        limit = min(longest, room) or longest
+        ready = tuple(replace(example, input_ids=example.input_ids[:limit]).after(before) for example in whole)
         if not held_in:
             raise DatasetError("The dataset has no usable row.", "Add rows, or correct the ones with problems.")
         return Examples(ready[: len(held_in)], ready[len(held_in) :], longest + virtual_tokens, ())
@@ -209,10 +212,7 @@ class Classification(Task):
     def predict(self, model: nn.Module, examples: Sequence[LabelledExample], pad_id: int, rows: int = 32) -> list[int]:
         """The likeliest label of each example, after the trained positions of the active adapter (`core.prompt`)."""
         before = virtual_ids(model)
-        ready = [
-            example if min(example.input_ids, default=0) < 0 else replace(example, input_ids=before + example.input_ids)
-            for example in examples
-        ]
+        ready = [example if min(example.input_ids, default=0) < 0 else example.after(before) for example in examples]
         found: list[int] = []
         for start in range(0, len(ready), rows):
             batch = self.collate(ready[start : start + rows], pad_id)

@@ -19,7 +19,7 @@ from core.packed_attention import packed_attention, why_not_packed
 from core.scoring.scores import Scores
 from core.tasks import choice
 from core.tasks.answering import answered, text_scores
-from core.tasks.task import Task
+from core.tasks.task import Task, Tick, idle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,6 +83,8 @@ class Completion(Task):
             return loss_at(model, self.head, batch.input_ids, batch.positions, batch.targets, batch.position_ids)
         return loss_sum(model, self.head, batch.input_ids.to(device_of(model)), batch.labels)
 
-    def answer(self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int) -> Scores:
+    def answer(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int, tick: Tick = idle
+    ) -> Scores:
         """Exact match, shared words, and where JSON is expected, how much of it is right."""
-        return text_scores(answered(model, tokenizer, records, rows))
+        return text_scores(answered(model, tokenizer, records, rows, tick))

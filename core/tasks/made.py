@@ -13,9 +13,13 @@ from core.family import family_of
 from core.tasks.choice import choose_task
 from core.tasks.classification import Classification
 from core.tasks.completion import Completion
+from core.tasks.question_answering import QuestionAnswering
 from core.tasks.task import Task
+from core.tasks.translation import Translation
 
-KINDS: dict[str, type[Task]] = {kind.name: kind for kind in (Completion, Classification)}
+KINDS: dict[str, type[Task]] = {
+    kind.name: kind for kind in (Completion, Classification, QuestionAnswering, Translation)
+}
 
 
 def make_task(name: str, records: Sequence[Record], config: TrainConfig) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -22,6 +22,13 @@ from core.scoring.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+Tick = Callable[[], None]
+
+
+def idle() -> None:
+    """Do nothing between two batches."""
 
 
 class CountedBatch(Protocol):
@@ -100,8 +107,13 @@ class Task:
         """Figures beside the loss, from all that `judged` gave, in whatever order."""
         return Scores()
 
-    def answer(self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int) -> Scores:
-        """Answer the records with the active adapters, `rows` at a time, greedily, and score the answers."""
+    def answer(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int, tick: Tick = idle
+    ) -> Scores:
+        """Answer the records with the active adapters, `rows` at a time, greedily, and score the answers.
+
+        `tick` is called between two batches; it may raise to give up.
+        """
         return Scores()
 
 

@@ -28,10 +28,16 @@ LABELLED = [
 ]
 
 
-@pytest.fixture
-def live(tmp_path: Path) -> Iterator[LiveStudio]:
-    with LiveStudio(tmp_path / "workspace") as live:
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStudio]:
+    with LiveStudio(tmp_path_factory.mktemp("tasks") / "workspace") as live:
         yield live
+
+
+@pytest.fixture(scope="module")
+def classifier(live: LiveStudio, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished job that trained a classifier of `LABELLED`, on a model in a folder of its own."""
+    return trained(live, encoder(tmp_path_factory.mktemp("bert") / "model"), LABELLED)
 
 
 def encoder(folder: Path) -> Path:
@@ -54,8 +60,8 @@ def trained(live: LiveStudio, folder: Path, rows: list[dict[str, Any]], config: 
     return job
 
 
-def test_a_classifier_trains_is_measured_and_merges(live: LiveStudio, tmp_path: Path) -> None:
-    job = trained(live, encoder(tmp_path / "bert"), LABELLED)
+def test_a_classifier_trains_is_measured_and_merges(live: LiveStudio, classifier: Any) -> None:
+    job = classifier
     assert job.result["task"] == "classification"
     before, after = job.result["scores"]["before"], job.result["scores"]["after"]
     assert before["accuracy"] <= 0.75 and after["accuracy"] >= 0.9
@@ -94,3 +100,55 @@ def test_what_does_not_fit_is_refused_before_and_in_the_job(live: LiveStudio, tm
     model, dataset = toy.register_model(live, encoder(tmp_path / "bert")), toy.register_dataset(live)
     job = run(live, "train", {"model_id": model.id, "dataset_id": dataset.id, "train": to_dict(CONFIG)})
     assert job.state == "failed" and "can only give labels" in job.error_what and not job.error_detail
+
+
+def test_seq2seq_trains_is_scored_and_evaluated(live: LiveStudio, tmp_path: Path) -> None:
+    from tests.core.test_seq2seq import toy_t5
+
+    folder = tmp_path / "t5"
+    tokenizer = toy.make_tokenizer(folder)
+    base = toy_t5()
+    base.resize_token_embeddings(len(tokenizer))
+    base.save_pretrained(folder)
+    config = dataclasses.replace(CONFIG, max_steps=20, answer_rows=4, answer_every=10)
+    job = trained(
+        live, folder, [{"source": row["question"], "target": row["answer"]} for row in toy.animal_rows()], config
+    )
+    assert job.result["task"] == "translation"
+    assert {"bleu", "chrf", "exact_match", "token_f1", "perplexity"} <= job.result["scores"]["after"].keys()
+    before, after = job.result["scores"]["before"], job.result["scores"]["after"]
+    assert after["perplexity"] < 0.9 * before["perplexity"]
+    sheet = {entry["step"]: entry for entry in read_scores(live.workspace.run_folder(job.id))}
+    assert [len(sheet[step]["answers"]) for step in (0, 10, 20)] == [4, 4, 4]
+    spec = {"model_id": job.spec["model_id"], "dataset_id": job.spec["dataset_id"], "adapter_ids": [job.id]}
+    measured = run(live, "evaluate", spec)
+    assert measured.state == "succeeded", (measured.error_what, measured.error_detail)
+    scores = measured.result["scores"]
+    assert scores[job.id]["loss"] < scores["base"]["loss"] and measured.result["task"] == "translation"
+
+
+def test_a_classifier_is_evaluated_with_its_labels(live: LiveStudio, classifier: Any) -> None:
+    job = classifier
+    spec = {"model_id": job.spec["model_id"], "dataset_id": job.spec["dataset_id"], "adapter_ids": [job.id]}
+    measured = run(live, "evaluate", spec)
+    assert measured.state == "succeeded", (measured.error_what, measured.error_detail)
+    assert measured.result["scores"].keys() == {job.id} and measured.result["scores"][job.id]["accuracy"] >= 0.9
+    alone = run(live, "evaluate", spec | {"adapter_ids": []})
+    assert alone.error_what == "The base model has no labels."
+
+
+def test_compare_shows_labels_with_their_probabilities(live: LiveStudio, classifier: Any) -> None:
+    from studio.chat import Engine
+
+    row = toy.library(live).adapter(classifier.id)
+    base = toy.library(live).model_folder(toy.library(live).model(row.model_id))
+    request = {
+        "model": str(base), "adapters": [None, str(toy.library(live).adapter_folder(row))],
+        "conversations": [[["user", LABELLED[0]["text"]]]] * 2, "settings": {},
+    }  # fmt: skip
+    last = list(Engine().answer(request, lambda: False))[-1]
+    assert last["done"] and last["sha256"] == ["", row.sha256]
+    nothing, labels = last["texts"]
+    first, second = (line.split("  ") for line in labels.splitlines())
+    assert nothing == "—" and (first[0], second[0]) == ("good", "bad")
+    assert float(first[1].rstrip(" %")) + float(second[1].rstrip(" %")) == pytest.approx(100, abs=0.11)
