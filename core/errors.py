@@ -20,8 +20,20 @@ class DatasetError(StudioError):
     """A dataset cannot be read, or cannot be trained on."""
 
 
+class NothingTrainedError(DatasetError):
+    """Every token of every example is masked, so that there is nothing to learn."""
+
+
 class ModelError(StudioError):
     """A base model is missing, unsafe to load, or of a kind the core does not know."""
+
+
+class MissingModelError(ModelError):
+    """A base model is not where it should be, or does not exist."""
+
+
+class GatedModelError(ModelError):
+    """A model of the hub asks for its terms to be accepted first."""
 
 
 class AdapterError(StudioError):

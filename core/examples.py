@@ -13,7 +13,7 @@ from core.data.records import Record
 from core.data.split import split
 from core.data.template import Progress, tokenize_all
 from core.data.truncation import choose_max_length, truncate
-from core.errors import ConfigError, DatasetError
+from core.errors import ConfigError, DatasetError, NothingTrainedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +95,9 @@ def prepare_examples(
     validation = [example.cut(max_length) for example in whole[len(held_in) :]]
     kept = tuple(example for example in validation if example.n_trained)
     if not sum(example.n_trained for example in train):
-        raise DatasetError("No token of the dataset is trained.", "Give the rows answers, or train on whole texts.")
+        raise NothingTrainedError(
+            "No token of the dataset is trained.", "Give the rows answers, or train on whole texts."
+        )
     lost = [example.row for example in validation if not example.n_trained]
     before = tuple(range(-1, -1 - virtual_tokens, -1))
     trained, measured = (tuple(example.after(before) for example in part) for part in (train, kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from core.errors import ModelError
+from core.errors import GatedModelError, MissingModelError, ModelError
 
 SAFE_FILES = (
     "*.safetensors",
@@ -40,11 +40,11 @@ def download_model(hub_id: str, folder: Path | None = None) -> Path:
     try:
         return Path(snapshot_download(hub_id, local_dir=folder, allow_patterns=list(SAFE_FILES)))
     except GatedRepoError:
-        raise ModelError(
+        raise GatedModelError(
             f"{hub_id} is gated.", "Accept its terms on the hub and set HF_TOKEN, then try again."
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise ModelError(f"The hub has no model {hub_id!r}.", "Check the spelling: owner/name.") from None
+        raise MissingModelError(f"The hub has no model {hub_id!r}.", "Check the spelling: owner/name.") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError):
         raise ModelError(
             f"The hub could not be reached to fetch {hub_id}.",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import ModelError
+from core.errors import MissingModelError, ModelError
 from core.weight_files import read_object
 
 _COUNT = re.compile(r"(layers?|heads?|blocks|experts)$")
@@ -16,7 +16,7 @@ _COUNT = re.compile(r"(layers?|heads?|blocks|experts)$")
 def read_config(folder: Path) -> dict[str, Any]:
     """Return `config.json` of a model folder after refusing what could run code or cannot be trained on."""
     if not folder.is_dir():
-        raise ModelError(f"There is no model folder {folder.name!r}.", "Check the path, or add the model again.")
+        raise MissingModelError(f"There is no model folder {folder.name!r}.", "Check the path, or add the model again.")
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(

@@ -15,7 +15,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from studio.db import Database
-from studio.jobs import IDLE, MOVES, upsert_metrics
+from studio.failures import Failure
+from studio.jobs import IDLE, MOVES, RESTART, drop_followers, note_failure, upsert_metrics
 from studio.tables import JobRow, Row
 
 Point = tuple[int, str, float]  # step, name of the curve, value
@@ -71,13 +72,17 @@ class Attempt:
                 session.add(row)
                 session.flush()  # in the order given: a later row may refer to an earlier one
 
-    def fail(self, what: str, fix: str, detail: str = "") -> None:
-        """End the job with a reason for the user; `detail` is for the report."""
-        self._end("failed", message="Failed", error_what=what, error_fix=fix, error_detail=detail)
+    def fail(self, failure: Failure) -> None:
+        """End the job with a reason for the user."""
+        with self.database.writing() as session:
+            job = self._leave(session, "failed", desired="run", message="Failed", finished_at=time.time())
+            note_failure(job, failure.what, failure)
 
     def cancel(self) -> None:
-        """End the job as the user asked."""
-        self._end("cancelled", message="Cancelled")
+        """End the job as the user asked, and those that wait for it."""
+        with self.database.writing() as session:
+            ended = {"desired": "run", "message": "Cancelled", "finished_at": time.time()}
+            drop_followers(session, self._leave(session, "cancelled", **ended))
 
     def pause(self) -> None:
         """Set the job aside until the user resumes it."""
@@ -87,16 +92,14 @@ class Attempt:
     def release(self) -> None:
         """Give the job back to the queue, through no fault of its own; what the user asked for still stands."""
         with self.database.writing() as session:
-            self._leave(session, "queued", message="Waiting to continue", fruitless_attempts=0)
+            job = self._leave(session, "queued", message="Waiting to continue", fruitless_attempts=0)
+            job.desired = "run" if job.desired == RESTART else job.desired
 
-    def _end(self, state: str, **changes: Any) -> None:
-        with self.database.writing() as session:
-            self._leave(session, state, desired="run", finished_at=time.time(), **changes)
-
-    def _leave(self, session: Session, state: str, **changes: Any) -> None:
+    def _leave(self, session: Session, state: str, **changes: Any) -> JobRow:
         if state not in MOVES["running"]:
             raise ValueError(f"a running job cannot become {state}")
         self._write(session, {"state": state, **IDLE, **changes})
+        return session.get_one(JobRow, self.job_id)
 
     def _write(self, session: Session, changes: dict[str, Any]) -> None:
         statement = update(JobRow).where(*self._fence()).values(heartbeat_at=time.time(), **changes)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from studio.artifacts import Library
 from studio.attempt import Attempt, Point
+from studio.jobs import RESTART
 from studio.tables import JobRow
 from studio.workspace import Workspace
 
@@ -63,6 +64,8 @@ class JobContext:
     def request(self) -> str:
         """What is wanted now: run, or to pause, stop, cancel (by the user) or interrupt (the studio is leaving)."""
         desired = self.attempt.desired()
+        if desired == RESTART:
+            return INTERRUPT
         if self._interrupted.is_set() and desired in (RUN, STOP):
             return INTERRUPT
         return desired
@@ -117,5 +120,5 @@ class JobContext:
         self.attempt.checkpoint(step, **columns)
 
     def _report(self, **columns: Any) -> None:
-        self.attempt.record(self._points, **{**self._changes, **columns})
+        self.attempt.record(self._points, **{"progress_at": time.time(), **self._changes, **columns})
         self._points, self._changes, self._reported_at = [], {}, time.monotonic()

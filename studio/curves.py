@@ -1,35 +1,80 @@
-"""Fewer points for the same picture: a curve thinned so that no spike and no gap disappears."""
+"""The curves of jobs, read with fewer points for the same picture: no spike and no gap disappears.
+
+SQLite does the thinning, so that a run of a million steps is not carried into Python to be drawn 800 pixels wide.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from studio.db import Database
+from studio.tables import JobRow, MetricRow
 from studio.views import MetricPoint
 
-
-def thin(points: Sequence[MetricPoint], max_points: int) -> list[MetricPoint]:
-    """At most about `max_points` points: of every bucket the lowest, the highest and the last, in order of steps.
-
-    A mean would hide spikes; a NaN is always kept, so that it shows as a gap.
-    """
-    if len(points) <= max_points:
-        return list(points)
-    buckets = max(1, max_points // 3)
-    size = math.ceil(len(points) / buckets)
-    kept: list[MetricPoint] = []
-    for start in range(0, len(points), size):
-        kept.extend(_landmarks(points[start : start + size]))
-    return kept
+KEPT_PER_BUCKET = 4  # the lowest, the highest, the last, and one that is missing
 
 
-def _landmarks(bucket: Sequence[MetricPoint]) -> list[MetricPoint]:
-    finite = [point for point in bucket if math.isfinite(point.value)]
-    chosen = {bucket[-1].step: bucket[-1]}
-    if finite:
-        for point in (min(finite, key=lambda p: p.value), max(finite, key=lambda p: p.value)):
-            chosen[point.step] = point
-    broken = next((point for point in bucket if not math.isfinite(point.value)), None)
-    if broken is not None:
-        chosen[broken.step] = broken
-    return [chosen[step] for step in sorted(chosen)]
+class Curves:
+    """What jobs have measured, step by step."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def of(self, job_id: str, max_points: int) -> dict[str, list[MetricPoint]]:
+        """Every curve of a job by name, each in the order of steps and with at most `max_points` points.
+
+        Of every bucket of steps the lowest, the highest and the last value are kept, and a missing one as NaN: a mean
+        would hide spikes, and a gap must show.
+        """
+        where = MetricRow.job_id == job_id
+        about = select(MetricRow.name, func.count(), func.min(MetricRow.step), func.max(MetricRow.step))
+        with self.database.reading() as session:
+            found = session.execute(about.where(where).group_by(MetricRow.name)).all()
+            return {
+                name: _thinned(session, job_id, name, first, last, max_points)
+                if count > max_points
+                else _points(session, job_id, name)
+                for name, count, first, last in found
+            }
+
+    def usual_speed(self, model_id: str) -> float | None:
+        """The median speed of the newest finished run of a model, in tokens a second; None before the first."""
+        spec = func.json_extract(JobRow.spec, "$.model_id")
+        newest = select(JobRow.id).where(JobRow.state == "succeeded", JobRow.kind == "train", spec == model_id)
+        with self.database.reading() as session:
+            job_id = session.scalar(newest.order_by(JobRow.id.desc()).limit(1))
+            if job_id is None:
+                return None
+            speeds = select(MetricRow.value).where(MetricRow.job_id == job_id, MetricRow.name == "tokens_per_second")
+            ordered = sorted(value for value in session.scalars(speeds) if value is not None)
+        return ordered[len(ordered) // 2] if ordered else None
+
+
+def _points(session: Session, job_id: str, name: str) -> list[MetricPoint]:
+    query = select(MetricRow.step, MetricRow.value).where(MetricRow.job_id == job_id, MetricRow.name == name)
+    return [_point(step, value) for step, value in session.execute(query.order_by(MetricRow.step))]
+
+
+def _thinned(session: Session, job_id: str, name: str, first: int, last: int, max_points: int) -> list[MetricPoint]:
+    """The landmarks of every bucket: beside a single min() or max(), SQLite takes the other columns from its row."""
+    buckets = max(1, max_points // KEPT_PER_BUCKET)
+    width = math.ceil((last - first + 1) / buckets)
+    where = (MetricRow.job_id == job_id, MetricRow.name == name)
+    bucket = (MetricRow.step - first).op("/")(width)
+    lowest = select(MetricRow.step, func.min(MetricRow.value)).where(*where, MetricRow.value.is_not(None))
+    highest = select(MetricRow.step, func.max(MetricRow.value)).where(*where, MetricRow.value.is_not(None))
+    latest = select(func.max(MetricRow.step), MetricRow.value).where(*where)
+    missing = select(func.min(MetricRow.step), MetricRow.value).where(*where, MetricRow.value.is_(None))
+    found = {
+        step: value
+        for query in (lowest, highest, latest, missing)
+        for step, value in session.execute(query.group_by(bucket)).all()
+    }
+    return [_point(step, found[step]) for step in sorted(found)]
+
+
+def _point(step: int, value: float | None) -> MetricPoint:
+    return MetricPoint(step, math.nan if value is None else value)

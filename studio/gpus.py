@@ -29,6 +29,11 @@ def slots() -> tuple[str, ...]:
     return ("mps",) if platform.system() == "Darwin" and platform.machine() == "arm64" else (CPU,)
 
 
+def memory_of(slot: str) -> DeviceView | None:
+    """The device of a slot with its memory; None for a GPU that no longer answers."""
+    return cuda_devices().get(slot) if slot.startswith("cuda:") else cpu()
+
+
 def visible_devices(slot: str) -> str | None:
     """The value of CUDA_VISIBLE_DEVICES for a worker in `slot`; "" hides every GPU, None leaves it unset."""
     if slot == "mps":

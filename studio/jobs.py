@@ -10,12 +10,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from core.errors import JobError
 from studio.db import Database
+from studio.failures import Failure
 from studio.tables import JobRow, MetricRow
 
 MAX_FRUITLESS_ATTEMPTS = 3
@@ -28,6 +29,7 @@ MOVES: Mapping[str, frozenset[str]] = {
     "cancelled": frozenset(),
 }
 STATES = tuple(MOVES)
+RESTART = "restart"  # a wish: end this attempt, by force where it does not answer, and begin the next one
 Curve = list[tuple[int, float]]  # (step, value)
 IDLE = {"pid": None, "pid_created": None, "eta_s": None, "tokens_per_second": None}  # what no worker means
 
@@ -49,11 +51,11 @@ class JobStore:
     # -- asking
 
     def submit(
-        self, kind: str, name: str, spec: Mapping[str, Any], *, idempotency_key: str = "", priority: int = 0
+        self, kind: str, name: str, spec: Mapping[str, Any], *, idempotency_key: str = "", **columns: Any
     ) -> JobRow:
         """Queue a job and return it; the job that `idempotency_key` made before, when there is one."""
         key = idempotency_key or None
-        row = JobRow(kind=kind, name=name, spec=dict(spec), idempotency_key=key, priority=priority, message="Waiting")
+        row = JobRow(kind=kind, name=name, spec=dict(spec), idempotency_key=key, message="Waiting", **columns)
         with self.database.writing() as session:
             known = session.scalar(select(JobRow).where(JobRow.idempotency_key == key)) if key else None
             if known is None:
@@ -94,6 +96,7 @@ class JobStore:
             job = _get(session, job_id)
             if job.state in ("queued", "paused"):
                 move(job, "cancelled", desired="run", message="Cancelled", finished_at=time.time())
+                drop_followers(session, job)
             elif job.state == "running":
                 job.desired, job.message = "cancel", "Cancelling"
             elif job.state != "cancelled":
@@ -107,17 +110,20 @@ class JobStore:
             if job.state in ("paused", "failed"):
                 move(job, "queued", desired="run", message="Waiting", fruitless_attempts=0, finished_at=None)
                 job.error_what = job.error_fix = job.error_detail = ""
+                job.failure = {}
             elif job.state == "running" and job.desired != "cancel":
                 job.desired = "run"
             elif job.state != "queued":
                 raise _over(job, "resumed")
         return job
 
-    def prioritise(self, job_id: str, priority: int) -> JobRow:
-        """Change a job's place in the queue: the highest priority is claimed first, then the oldest."""
+    def restart(self, job_id: str) -> JobRow:
+        """End the attempt at a running job, by force when it hangs, and go on from the last checkpoint."""
         with self.database.writing() as session:
             job = _get(session, job_id)
-            job.priority = priority
+            if job.state != "running":
+                raise _over(job, "restarted")
+            _ask(job, RESTART)
         return job
 
     def delete(self, job_id: str) -> None:
@@ -126,6 +132,8 @@ class JobStore:
             job = _get(session, job_id)
             if job.state in ("queued", "running"):
                 raise JobError(f"{job.name} is {job.state}.", "Cancel it first, then delete it.")
+            drop_followers(session, job)
+            session.execute(update(JobRow).where(JobRow.after_id == job_id).values(after_id=None))
             session.execute(delete(JobRow).where(JobRow.id == job_id))
 
     # -- reading
@@ -157,13 +165,19 @@ class JobStore:
 
     # -- scheduling
 
-    def claim(self, device: str, kinds: Collection[str]) -> JobRow | None:
+    def claim(
+        self, device: str, kinds: Collection[str], *, on_cpu: bool | None = None, room_bytes: int | None = None
+    ) -> JobRow | None:
         """Take the next queued job of these kinds for a worker on `device`, in one statement; None when there is none.
 
-        The attempt is counted as fruitless until the worker reports a checkpoint.
+        A job whose forerunner has not succeeded is passed over. `on_cpu` takes only jobs that do, or do not, ask for
+        the processor; with `room_bytes` the next job must be known to need no more memory than that. The attempt is
+        counted as fruitless until the worker reports a checkpoint.
         """
-        queue = select(JobRow.id).where(JobRow.state == "queued", JobRow.kind.in_(kinds))
-        first = queue.order_by(JobRow.priority.desc(), JobRow.id).limit(1).scalar_subquery()
+        queue = select(JobRow.id).where(JobRow.state == "queued", JobRow.kind.in_(kinds), _is_free())
+        if on_cpu is not None:
+            queue = queue.where((func.json_extract(JobRow.spec, "$.device").is_(None)) != on_cpu)
+        first = queue.order_by(*QUEUE_ORDER).limit(1).scalar_subquery()
         changes = {
             "state": "running",
             "device": device,
@@ -171,43 +185,67 @@ class JobStore:
             "attempt": JobRow.attempt + 1,
             "fruitless_attempts": JobRow.fruitless_attempts + 1,
             "heartbeat_at": time.time(),
+            "progress_at": time.time(),
             "started_at": func.coalesce(JobRow.started_at, time.time()),
         }
-        statement = update(JobRow).where(JobRow.id == first).values(changes).returning(JobRow)
+        statement = update(JobRow).where(JobRow.id == first)
+        if room_bytes is not None:
+            statement = statement.where(JobRow.memory_bytes.between(1, room_bytes))
         with self.database.writing() as session:
-            return session.scalar(statement, execution_options={"synchronize_session": False})
+            taken = statement.values(changes).returning(JobRow)
+            return session.scalar(taken, execution_options={"synchronize_session": False})
 
-    def bury(self, job_id: str, attempt: int, reason: str, detail: str = "") -> JobRow:
+    def bury(self, job_id: str, attempt: int, death: Failure) -> JobRow:
         """Settle a job whose worker is gone without having moved it: queue it again, or fail it after too many tries.
 
-        `reason` is a sentence such as "The worker was killed by signal 9."; nothing happens when the job moved on.
+        Nothing happens when the job moved on.
         """
         with self.database.writing() as session:
             job = _get(session, job_id)
             if job.state == "running" and job.attempt == attempt:
-                _settle(job, reason, detail)
+                _settle(session, job, death)
         return job
 
 
-def _settle(job: JobRow, reason: str, detail: str) -> None:
+QUEUE_ORDER = (JobRow.priority.desc(), JobRow.id)
+
+
+def _is_free() -> Any:
+    """A job that waits for no other, or whose forerunner has succeeded."""
+    before = aliased(JobRow)
+    succeeded = exists().where(before.id == JobRow.after_id, before.state == "succeeded")
+    return or_(JobRow.after_id.is_(None), succeeded)
+
+
+def drop_followers(session: Session, job: JobRow) -> None:
+    """Cancel the jobs that wait for one that will never succeed, and those that wait for them."""
+    waiting = select(JobRow).where(JobRow.after_id == job.id, JobRow.state.in_(("queued", "paused")))
+    for follower in session.scalars(waiting).all():
+        message = f"{job.name} was cancelled."
+        move(follower, "cancelled", desired="run", message=message, finished_at=time.time())
+        drop_followers(session, follower)
+
+
+def _settle(session: Session, job: JobRow, death: Failure) -> None:
     if job.desired == "cancel":
         move(job, "cancelled", desired="run", message="Cancelled", finished_at=time.time(), **IDLE)
+        drop_followers(session, job)
     elif job.desired == "pause":
         move(job, "paused", desired="run", message="Paused", fruitless_attempts=0, **IDLE)
+    elif job.desired == RESTART:
+        move(job, "queued", desired="run", message="Waiting to continue", fruitless_attempts=0, **IDLE)
     elif job.fruitless_attempts < MAX_FRUITLESS_ATTEMPTS:
-        move(job, "queued", message=f"{reason} Waiting to continue.", error_detail=detail, **IDLE)
+        move(job, "queued", message=f"{death.what} Waiting to continue.", error_detail=death.detail, **IDLE)
     else:
-        move(
-            job,
-            "failed",
-            desired="run",
-            message="Failed",
-            finished_at=time.time(),
-            error_what=f"{reason} It was tried {job.fruitless_attempts} times without reaching a new checkpoint.",
-            error_fix="Read the end of the log below; resume the job once the cause is gone.",
-            error_detail=detail,
-            **IDLE,
-        )
+        what = f"{death.what} It was tried {job.fruitless_attempts} times without reaching a new checkpoint."
+        move(job, "failed", desired="run", message="Failed", finished_at=time.time(), **IDLE)
+        note_failure(job, what, death)
+
+
+def note_failure(job: JobRow, what: str, failure: Failure) -> None:
+    """Write down why a job failed."""
+    job.error_what, job.error_fix, job.error_detail = what, failure.fix, failure.detail
+    job.failure = {"kind": failure.kind, "evidence": failure.evidence}
 
 
 def _get(session: Session, job_id: str) -> JobRow:

@@ -15,9 +15,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
+from studio.failures import KILLED, Failure, explain_exit
 from studio.gpus import visible_devices
 from studio.locks import is_held
-from studio.processes import Identity
+from studio.processes import Identity, memory_kills
 from studio.tables import JobRow
 from studio.workspace import Workspace
 
@@ -79,7 +82,8 @@ class Child:
     """A worker this process started. It leaves when its life-line, a pipe that only we hold open, is closed."""
 
     def __init__(self, workspace: Workspace, job: JobRow, slot: str, *, network: bool) -> None:
-        self.job_id, self.attempt, self.slot = job.id, job.attempt, slot
+        self.job_id, self.attempt, self.slot, self.memory_bytes = job.id, job.attempt, slot, job.memory_bytes
+        self._kills_before = memory_kills()
         for folder in (workspace.run_folder(job.id), workspace.scratch(job.id)):
             folder.mkdir(mode=0o700, exist_ok=True)
         reader, self._lifeline = os.pipe()
@@ -108,10 +112,10 @@ class Child:
         self.let_go()
         return True
 
-    @property
-    def reason(self) -> str:
-        """How it ended, as a sentence."""
-        return _reason(self._process.returncode)
+    def death(self) -> Failure:
+        """How it ended, when it ended without a word."""
+        free = psutil.virtual_memory().available
+        return explain_exit(self._process.returncode, memory_kills() > self._kills_before, free)
 
     def send(self, number: signal.Signals) -> None:
         """Signal the worker; SIGKILL goes to everything in its session's group."""
@@ -132,10 +136,8 @@ class Child:
 class Orphan:
     """A worker of a scheduler that died. Its life-line is closed, so it is leaving; its lock tells when it is gone."""
 
-    reason = "The scheduler and its worker were stopped."
-
     def __init__(self, workspace: Workspace, job: JobRow) -> None:
-        self.job_id, self.attempt, self.slot = job.id, job.attempt, job.device
+        self.job_id, self.attempt, self.slot, self.memory_bytes = job.id, job.attempt, job.device, job.memory_bytes
         self._lock = workspace.worker_lock(job.id)
         known = job.pid is not None and job.pid_created is not None
         self._identity = Identity(job.pid or 0, job.pid_created or 0.0) if known else None
@@ -143,6 +145,10 @@ class Orphan:
     def has_ended(self) -> bool:
         """True once nobody holds the worker's lock."""
         return not is_held(self._lock)
+
+    def death(self) -> Failure:
+        """How it ended, as far as that is known: it was nobody's child."""
+        return Failure(KILLED, "The scheduler and its worker were stopped.", "Resume the job.", "its lock is free")
 
     def send(self, number: signal.Signals) -> None:
         """Signal the worker, if it is still the process that took the job."""
@@ -158,13 +164,3 @@ def worker_command(workspace: Workspace, job: JobRow, lifeline: int) -> list[str
     options = {"workspace": workspace.root, "job": job.id, "attempt": job.attempt, "lifeline": lifeline}
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return [sys.executable, "-P", "-m", "studio.worker", *arguments]
-
-
-def _reason(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "The worker was killed (SIGKILL), which the system does when memory runs out."
-    if code == -signal.SIGPROF:
-        return "The model's chat template did not end, so the worker was stopped (SIGPROF)."
-    if code < 0:
-        return f"The worker crashed ({signal.Signals(-code).name})."
-    return f"The worker ended without a result (exit code {code})."

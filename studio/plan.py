@@ -75,6 +75,9 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
         memory_free_bytes=free,
         disk_bytes=disk,
         device=facts.device.name,
+        micro_batch_size=steps.micro_batch_size,
+        max_length=longest,
+        learning_rate=config.optim.learning_rate or method.learning_rate(facts.info.hidden_size, config.adapter),
     )
 
 

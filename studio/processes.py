@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))  # of this container, of the machine
 CLOCK_TOLERANCE_S = 1.0  # the creation time is computed from the wall clock, which may be nudged
 
 
@@ -58,3 +60,15 @@ class Identity:
         except ProcessLookupError:
             return False
         return True
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has killed so far for want of memory; 0 where it does not tell."""
+    total = 0
+    for path in OOM_COUNTERS:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return total

@@ -12,19 +12,22 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import StudioError
 from studio.db import Database
-from studio.gpus import CPU, slots
-from studio.jobs import JobStore
+from studio.failures import CRASHED, Failure
+from studio.gpus import CPU, memory_of, slots
+from studio.jobs import RESTART, JobStore
 from studio.kinds import kinds
 from studio.launch import Child, Orphan, start_detached
 from studio.locks import ProcessLock, is_held
 from studio.log import MAX_LOG_BYTES, log_to_stderr, tail
 from studio.processes import Identity
+from studio.queue import Queue
 from studio.tables import JobRow
 from studio.workspace import Workspace, WorkspaceError
 
@@ -33,8 +36,12 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 120.0
 LEAVE = "leave"  # what is asked of a worker that holds no job any more
 # Seconds after a request until SIGTERM and until SIGKILL. Nothing is lost by a kill but the steps since the last save.
-LADDERS = {"cancel": (3.0, 6.0), "pause": (30.0, 120.0), "stop": (300.0, 900.0), LEAVE: (30.0, STOP_TIMEOUT_S)}
+LADDERS = {
+    "cancel": (3.0, 6.0), RESTART: (3.0, 6.0), "pause": (30.0, 120.0), "stop": (300.0, 900.0),
+    LEAVE: (30.0, STOP_TIMEOUT_S),
+}  # fmt: skip
 HOST_SLOT = "host"  # beside the devices: for jobs that need none, such as a download
+SHARED_MEMORY = 0.9  # of a device that jobs beside each other may be planned to fill
 LOG_TAIL_BYTES = 4000
 REFUSED = 2  # the exit code for what the user has to put right
 
@@ -68,12 +75,13 @@ class Watched:
 
 
 class Scheduler:
-    """Gives jobs to workers, at most one a slot."""
+    """Gives jobs to workers: one a slot, or several on a device where its memory allows and the user wants it."""
 
     def __init__(self, workspace: Workspace, database: Database, devices: Sequence[str]) -> None:
         self.workspace = workspace
         self.store = JobStore(database)
-        self.slots = (*devices, HOST_SLOT)
+        self.queue = Queue(database)
+        self.slots = (*dict.fromkeys((*devices, CPU)), HOST_SLOT)  # the processor also where there are GPUs: by choice
         self.watched: list[Watched] = []
         self._leaving = False
 
@@ -99,10 +107,10 @@ class Scheduler:
         running = {job.id: job for job in self.store.list(["running"])} if self.watched else {}
         for watched in list(self.watched):
             self._look_after(watched, running.get(watched.worker.job_id))
-        if self.store.count("queued"):  # reads only: an idle scheduler never takes the write lock
-            taken = {watched.worker.slot for watched in self.watched}
-            for slot in (slot for slot in self.slots if slot not in taken):
-                self._start_next(slot)
+        if self.store.count("queued") and not self.queue.is_paused:  # reads only: an idle scheduler takes no lock
+            for slot in self.slots:
+                while self._start_next(slot):
+                    pass
 
     def dismiss(self) -> None:
         """Let every worker save and leave; kill those that do not."""
@@ -132,23 +140,54 @@ class Scheduler:
 
     def _bury(self, worker: Worker) -> None:
         log = tail(self.workspace.worker_log(worker.job_id), LOG_TAIL_BYTES)
-        job = self.store.bury(worker.job_id, worker.attempt, worker.reason, log)
+        job = self.store.bury(worker.job_id, worker.attempt, replace(worker.death(), detail=log))
         logger.info("job %s: attempt %d ended, the job is %s", job.id, worker.attempt, job.state)
         if job.state in ("succeeded", "failed", "cancelled"):
             self.workspace.discard(self.workspace.scratch(job.id))
 
-    def _start_next(self, slot: str) -> None:
-        wanted = [name for name in kinds.names() if kinds.get(name).needs_device == (slot != HOST_SLOT)]
-        job = self.store.claim(CPU if slot == HOST_SLOT else slot, wanted)
+    def _start_next(self, slot: str) -> bool:
+        """Start the next job of a slot; False when there is none, or no room."""
+        sharing = [watched.worker for watched in self.watched if watched.worker.slot == slot]
+        if sharing and (slot == HOST_SLOT or len(sharing) >= self.queue.jobs_per_device):
+            return False
+        job = self._claim(slot, sharing)
         if job is None:
-            return
+            return False
         try:
             child = Child(self.workspace, job, slot, network=kinds.get(job.kind).needs_network)
         except OSError as error:
-            self.store.bury(job.id, job.attempt, f"The worker could not be started: {error.strerror}.")
+            what = f"The worker could not be started: {error.strerror}."
+            self.store.bury(job.id, job.attempt, Failure(CRASHED, what, "Resume the job once the cause is gone."))
             raise
         logger.info("job %s: attempt %d starts on %s", job.id, job.attempt, slot)
         self.watched.append(Watched(child))
+        return True
+
+    def _claim(self, slot: str, sharing: Sequence[Worker]) -> JobRow | None:
+        if slot == HOST_SLOT:
+            return self.store.claim(HOST_SLOT, [name for name in kinds.names() if not kinds.get(name).needs_device])
+        wanted = [name for name in kinds.names() if kinds.get(name).needs_device]
+        on_cpu = None if CPU in self.slots[:1] else slot == CPU  # without a GPU the wish makes no difference
+        room = _room_beside(slot, sharing)
+        return None if room == 0 else self.store.claim(slot, wanted, on_cpu=on_cpu, room_bytes=room)
+
+
+def _room_beside(slot: str, sharing: Sequence[Worker]) -> int | None:
+    """Bytes that one more job on a device may need; None for a device that is idle, 0 for one without room."""
+    if not sharing and not slot.startswith("cuda:"):
+        return None
+    device = memory_of(slot)
+    if device is None:  # it fell off the bus: its queue waits, other devices go on
+        return 0
+    if not sharing:
+        return None
+    if not all(worker.memory_bytes for worker in sharing):
+        return 0
+    planned = sum(worker.memory_bytes for worker in sharing)
+    room = min(
+        SHARED_MEMORY * device.memory_total_bytes - planned, device.memory_total_bytes - device.memory_used_bytes
+    )
+    return max(0, int(room))
 
 
 def scheduler_is_running(workspace: Workspace) -> bool:

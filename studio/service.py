@@ -12,38 +12,32 @@ from pathlib import Path
 from typing import Any
 
 from core.config import AdapterConfig, TrainConfig, to_dict
-from core.errors import AdapterError, ConfigError, JobError
+from core.errors import AdapterError, ConfigError
 from core.methods import methods
 from core.models import ModelInfo, inspect_model
 from studio import system
 from studio.adapter_shelf import AdapterShelf
 from studio.artifacts import Library
+from studio.board import JobBoard
 from studio.chat_client import ChatClient
-from studio.curves import thin
 from studio.db import Database
-from studio.jobs import JobStore
+from studio.job_desk import JobDesk
 from studio.kinds.add_model import absolute_source
-from studio.log import tail
 from studio.plan import Facts, make_plan
-from studio.scheduler import ensure_scheduler
-from studio.score_sheet import read_scores
 from studio.shelf import DatasetShelf
-from studio.show import adapter_view, dataset_view, job_view, model_view, score_view
-from studio.spec import from_yaml, to_yaml
-from studio.tables import JobRow, ModelRow
+from studio.show import adapter_view, dataset_view, job_view, model_view
+from studio.spec import from_yaml
+from studio.tables import ModelRow
 from studio.token_counts import token_lengths
 from studio.views import (
     AdapterView,
     ChatChunk,
     ChatPane,
-    CheckpointView,
     DatasetView,
     JobView,
-    MetricPoint,
     ModelView,
     PlanView,
     PreviewRow,
-    ScoreView,
     SystemView,
 )
 from studio.workspace import Workspace
@@ -51,16 +45,16 @@ from studio.workspace import Workspace
 MERGE_DTYPES = ("base", "float32")
 
 
-class Studio:
+class Studio(JobDesk):
     """One workspace, opened. Every method raises StudioError (what, fix) on what a user can get wrong."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.workspace = Workspace.open(root)
-        self._database = Database.open(self.workspace)
-        self._jobs = JobStore(self._database)
+        workspace = Workspace.open(root)
+        super().__init__(workspace, Database.open(workspace))
         self._library = Library(self._database, self.workspace)
         self._shelf = DatasetShelf(self.workspace, self._library)
         self.adapter_shelf = AdapterShelf(self.workspace, self._library)
+        self.board = JobBoard(self, self._jobs)
         self._chat = ChatClient(self.workspace)
         self._lengths = lru_cache(maxsize=32)(self._measure_lengths)
 
@@ -119,7 +113,7 @@ class Studio:
         if not source:
             raise ConfigError("No model is named.", "Give 'starter', a hub id, a folder or a GGUF file.")
         spec = {"source": absolute_source(source), "name": name.strip()}
-        return self._submit("add_model", name.strip() or f"Add {Path(source).name}", spec, idempotency_key)
+        return self.submit("add_model", name.strip() or f"Add {Path(source).name}", spec, idempotency_key)
 
     def usual_targets(self, model_id: str, method: str) -> tuple[str, ...]:
         """The kinds of layers of a model that a method adapts when nothing else is chosen."""
@@ -155,21 +149,30 @@ class Studio:
             lengths=self._lengths(model_id, dataset_id),
             device=system.devices()[0],
             disk_free_bytes=shutil.disk_usage(self.workspace.root).free,
-            tokens_per_second=self._measured_speed(model_id),
+            tokens_per_second=self._curves.usual_speed(model_id),
             format=data.format,
         )
         return make_plan(facts, config)
 
     def train(
-        self, model_id: str, dataset_id: str, config: TrainConfig, *, name: str = "", idempotency_key: str = ""
+        self,
+        model_id: str,
+        dataset_id: str,
+        config: TrainConfig,
+        *,
+        name: str = "",
+        idempotency_key: str = "",
+        device: str = "",
     ) -> JobView:
-        """Queue a training job; ConfigError when its plan holds an error."""
+        """Queue a training job; ConfigError when its plan holds an error. `device` "cpu" leaves the GPUs alone."""
         plan = self.plan(model_id, dataset_id, config)
         wrong = next((check for check in plan.checks if check.level == "error"), None)
         if wrong is not None:
             raise ConfigError(wrong.text, wrong.fix)
         spec = {"model_id": model_id, "dataset_id": dataset_id, "train": to_dict(config)}
-        return self._submit("train", name.strip() or self.dataset(dataset_id).name, spec, idempotency_key)
+        spec |= {"device": device} if device else {}
+        name = name.strip() or self.dataset(dataset_id).name
+        return self.submit("train", name, spec, idempotency_key, memory_bytes=plan.memory_total_bytes)
 
     def merge(self, adapter_id: str, *, name: str = "", dtype: str = "base", idempotency_key: str = "") -> JobView:
         """Queue a job that merges an adapter into its base and verifies the result; AdapterError when it cannot merge.
@@ -183,7 +186,7 @@ class Studio:
         name = name.strip() or f"{adapter.name} merged"
         if dtype not in MERGE_DTYPES:
             raise ConfigError(f"A merged model cannot be {dtype!r}.", f"Pick one of: {', '.join(MERGE_DTYPES)}.")
-        return self._submit("merge", name, {"adapter_id": adapter_id, "name": name, "dtype": dtype}, idempotency_key)
+        return self.submit("merge", name, {"adapter_id": adapter_id, "name": name, "dtype": dtype}, idempotency_key)
 
     def evaluate(
         self,
@@ -201,74 +204,7 @@ class Studio:
             if self._library.adapter(adapter_id).model_id != model_id:
                 raise ConfigError(f"The adapter {adapter_id} is not one of {model.name}.", "Pick one of its own.")
         spec = {"model_id": model_id, "dataset_id": dataset_id, "adapter_ids": [*adapter_ids], "fields": [*fields]}
-        return self._submit("evaluate", name.strip() or f"Evaluate on {data.name}", spec, idempotency_key)
-
-    def jobs(self, *, states: Sequence[str] = (), limit: int = 200) -> list[JobView]:
-        """The newest jobs first."""
-        return [job_view(row) for row in self._jobs.list(states, limit)]
-
-    def job(self, job_id: str) -> JobView:
-        """One job."""
-        return job_view(self._jobs.get(job_id))
-
-    def metrics(self, job_id: str, *, max_points: int = 1000) -> dict[str, list[MetricPoint]]:
-        """Curves by name (loss, eval_loss, learning_rate, ...), each thinned keeping its extremes."""
-        curves = self._jobs.metrics(job_id)
-        return {name: thin([MetricPoint(*point) for point in points], max_points) for name, points in curves.items()}
-
-    def scores(self, job_id: str) -> list[ScoreView]:
-        """What a run's held-out rows gave, at the steps where they were measured, the earliest first."""
-        self._jobs.get(job_id)
-        return [score_view(entry) for entry in read_scores(self.workspace.run_folder(job_id))]
-
-    def log_tail(self, job_id: str, *, max_bytes: int = 65536) -> str:
-        """The end of a job's log, progress bars folded to their last state."""
-        self._jobs.get(job_id)
-        return tail(self.workspace.worker_log(job_id), max_bytes)
-
-    def checkpoints(self, job_id: str) -> list[CheckpointView]:
-        """The saved states of a job, the oldest first."""
-        from core.checkpoint import checkpoints
-
-        job = self._jobs.get(job_id)
-        found = checkpoints(self.workspace.checkpoints_folder(job_id))
-        last = max((item.step for item in found), default=0)
-        return [
-            CheckpointView(item.step, item.eval_loss, item.size_bytes, item.step == job.best_step, item.step == last)
-            for item in found
-        ]
-
-    def pause_job(self, job_id: str) -> JobView:
-        """Save and wait until resumed."""
-        return job_view(self._jobs.pause(job_id))
-
-    def resume_job(self, job_id: str) -> JobView:
-        """Go on from the last checkpoint, or try a failed job again."""
-        return self._scheduled(self._jobs.resume(job_id))
-
-    def stop_job(self, job_id: str) -> JobView:
-        """Finish now and keep the best adapter so far."""
-        return self._scheduled(self._jobs.stop(job_id))
-
-    def cancel_job(self, job_id: str) -> JobView:
-        """End without a result; checkpoints stay until the job is deleted."""
-        return job_view(self._jobs.cancel(job_id))
-
-    def delete_job(self, job_id: str) -> None:
-        """Forget a job that is over or paused, with its log and checkpoints; its adapter or model stays."""
-        self._jobs.delete(job_id)
-        self.workspace.discard(self.workspace.run_folder(job_id))
-
-    def job_spec_yaml(self, job_id: str) -> str:
-        """A training job as YAML that the CLI runs; JobError for other kinds."""
-        job = self._jobs.get(job_id)
-        if job.kind != "train":
-            raise JobError(f"{job.name} is no training job.", "Only training jobs can be saved as YAML.")
-        from core.config import from_dict
-
-        return to_yaml(
-            job.name, job.spec["model_id"], job.spec["dataset_id"], from_dict(TrainConfig, job.spec["train"])
-        )
+        return self.submit("evaluate", name.strip() or f"Evaluate on {data.name}", spec, idempotency_key)
 
     def parse_spec_yaml(self, text: str) -> Mapping[str, Any]:
         """Read a job file: name, model, dataset, and train as a TrainConfig."""
@@ -293,7 +229,8 @@ class Studio:
             for pane in panes
         ]
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        return self._chat.stream(self._folder(self._library.model(model_id)), folders, conversations, settings)
+        base = self._library.model_folder(self._library.model(model_id))
+        return self._chat.stream(base, folders, conversations, settings)
 
     def stop_chat(self) -> None:
         """End the chat process and free its memory; the next chat starts it again."""
@@ -311,7 +248,7 @@ class Studio:
             row = self._library.model(item_id)
             if row.folder:
                 raise ConfigError(f"{row.name} is a folder of your own, not of the studio.", "Copy it from there.")
-            return self._folder(row)
+            return self._library.model_folder(row)
         raise ConfigError(f"There is nothing to download of kind {kind!r}.", "Download a model or an adapter.")
 
     def system(self) -> SystemView:
@@ -319,32 +256,9 @@ class Studio:
         running = [job_view(row) for row in self._jobs.list(("running",))]
         return system.overview(self.workspace, running, self._jobs.count("queued"))
 
-    def start(self) -> None:
-        """See to it that a scheduler works on the queue."""
-        ensure_scheduler(self.workspace)
-
-    def _submit(self, kind: str, name: str, spec: Mapping[str, Any], idempotency_key: str) -> JobView:
-        return self._scheduled(self._jobs.submit(kind, name, spec, idempotency_key=idempotency_key))
-
-    def _scheduled(self, row: JobRow) -> JobView:
-        self.start()
-        return job_view(row)
-
-    def _folder(self, row: ModelRow) -> Path:
-        return Path(row.folder) if row.folder else self.workspace.model_folder(row.id)
-
     def _info(self, row: ModelRow) -> ModelInfo:
-        return inspect_model(self._folder(row))
+        return inspect_model(self._library.model_folder(row))
 
     def _measure_lengths(self, model_id: str, dataset_id: str) -> tuple[int, ...]:
-        folder = self._folder(self._library.model(model_id))
+        folder = self._library.model_folder(self._library.model(model_id))
         return tuple(token_lengths(folder, self._shelf.records(dataset_id)))
-
-    def _measured_speed(self, model_id: str) -> float | None:
-        """The median speed of the newest finished run of this model, in tokens a second."""
-        for row in self._jobs.list(("succeeded",)):
-            if row.kind == "train" and row.spec.get("model_id") == model_id:
-                speeds = sorted(value for _, value in self._jobs.metrics(row.id).get("tokens_per_second", []))
-                if speeds:
-                    return speeds[len(speeds) // 2]
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,4 +135,7 @@ def job_view(row: JobRow) -> JobView:
         error_fix=row.error_fix,
         spec=row.spec,
         result={key: value for key, value in row.result.items() if key not in _HIDDEN_RESULT},
+        after_id=row.after_id,
+        failure=row.failure,
+        idle_s=max(0.0, time.time() - row.progress_at) if row.state == "running" and row.progress_at else None,
     )

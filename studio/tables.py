@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, Index, String
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
 from studio.workspace import new_id
@@ -30,7 +30,10 @@ class JobRow(Row, kw_only=True):
     desired: Mapped[str] = mapped_column(default="run")
     spec: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
     idempotency_key: Mapped[str | None] = mapped_column(default=None, unique=True)
-    priority: Mapped[int] = mapped_column(default=0)
+    priority: Mapped[int] = mapped_column(default=0)  # the highest is claimed first, then the oldest
+    # the job whose success it waits for
+    after_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), default=None, index=True)
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0)  # planned need on its device; 0 when unknown
 
     attempt: Mapped[int] = mapped_column(default=0)  # rises with every claim; the fence around a worker's writes
     fruitless_attempts: Mapped[int] = mapped_column(default=0)  # claims since the last checkpoint
@@ -38,6 +41,7 @@ class JobRow(Row, kw_only=True):
     pid: Mapped[int | None] = mapped_column(default=None)
     pid_created: Mapped[float | None] = mapped_column(default=None)  # with pid, the identity of a process
     heartbeat_at: Mapped[float | None] = mapped_column(default=None)
+    progress_at: Mapped[float | None] = mapped_column(default=None)  # when its work last went on; decides nothing
 
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int] = mapped_column(default=0)
@@ -56,6 +60,7 @@ class JobRow(Row, kw_only=True):
     error_what: Mapped[str] = mapped_column(default="")
     error_fix: Mapped[str] = mapped_column(default="")
     error_detail: Mapped[str] = mapped_column(default="")
+    failure: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)  # the kind of a failure and its evidence
     result: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
 
 
@@ -69,6 +74,15 @@ class MetricRow(Row, kw_only=True):
     name: Mapped[str] = mapped_column(primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[float | None]  # SQLite knows no NaN: NULL stands for it
+
+
+class SettingRow(Row, kw_only=True):
+    """A choice of the user's that outlives every process, such as that the queue is paused."""
+
+    __tablename__ = "settings"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[Any] = mapped_column(JSON)
 
 
 class DatasetRow(Row, kw_only=True):

@@ -161,6 +161,9 @@ class JobView:
     error_fix: str
     spec: Mapping[str, Any]
     result: Mapping[str, Any]  # adapter_id, model_id or verification figures, by kind
+    after_id: str | None = None  # the job whose success it waits for
+    failure: Mapping[str, Any] = field(default_factory=dict)  # of a failed one: its kind, and the line that shows it
+    idle_s: float | None = None  # of a running one: seconds since its work last went on
 
     @property
     def is_over(self) -> bool:
@@ -171,6 +174,24 @@ class JobView:
     def progress(self) -> float:
         """Share of the work that is done, 0 to 1."""
         return 1.0 if self.state == "succeeded" else self.step / self.total_steps if self.total_steps else 0.0
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """The queue as a whole."""
+
+    order: tuple[str, ...]  # ids of the waiting jobs, the next one first
+    is_paused: bool
+    jobs_per_device: int
+
+
+@dataclass(frozen=True)
+class RemedyView:
+    """Something to do about a failed job: settings to change, or none to try it again as it is."""
+
+    name: str
+    text: str
+    changes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -221,6 +242,9 @@ class PlanView:
     disk_bytes: int
     device: str
     trainable_by_target: Mapping[str, int] = field(default_factory=dict)  # kind of layer -> parameters that train on it
+    micro_batch_size: int = 0  # rows
+    max_length: int = 0  # tokens
+    learning_rate: float = 0.0  # the one that is picked where the settings leave it open
 
     @property
     def can_start(self) -> bool:

@@ -58,7 +58,7 @@ def _dispatch(context: JobContext) -> int:
         logger.exception("job %s failed", attempt.job_id)
         failure = explain(error)
         context.flush()  # the steps up to the failure are what its reader wants to see
-        attempt.fail(failure.what, failure.fix, failure.detail)
+        attempt.fail(failure)
     return DONE
 
 

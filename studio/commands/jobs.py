@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from core.errors import ConfigError
 from studio.commands.following import follow
 from studio.commands.terminal import AsJson, Workspace, duration, emit, facts, find, open_studio, plain, table
+from studio.remedies import AGAIN
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,8 +48,9 @@ def show(
         view = _find(studio, job)
         if wait and not view.is_over:
             view = follow(studio, view.id)
-        scores = studio.scores(view.id)
-    emit(as_json, {**plain(view), "scores": plain(scores)}, job_facts(view))
+        scores, fixes = studio.scores(view.id), studio.board.remedies(view.id)
+    shown = job_facts(view, {f"--fix {fix.name}": fix.text for fix in fixes})
+    emit(as_json, {**plain(view), "scores": plain(scores), "fixes": plain(fixes)}, shown)
 
 
 @app.command()
@@ -90,19 +93,64 @@ def stop(job: JobName, workspace: Workspace = None, as_json: AsJson = False) -> 
     _steer(job, workspace, as_json, lambda studio, job_id: studio.stop_job(job_id))
 
 
-def job_facts(job: JobView) -> RenderableType:
+@app.command()
+def restart(job: JobName, workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """End the attempt at a running job, by force when it hangs, and go on from its last checkpoint."""
+    _steer(job, workspace, as_json, lambda studio, job_id: studio.board.restart(job_id))
+
+
+@app.command()
+def duplicate(
+    job: JobName,
+    change: Annotated[list[str] | None, typer.Option("--set", help="A change: optim.learning_rate=1e-4.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the copy.")] = "",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue a copy of a job, with some settings changed."""
+    changes = dict(_change(text) for text in change or ())
+    _steer(job, workspace, as_json, lambda studio, job_id: studio.board.duplicate(job_id, changes, name=name))
+
+
+@app.command()
+def retry(
+    job: JobName,
+    with_fix: Annotated[bool, typer.Option("--with-fix", help="Change what the failure calls for.")] = False,
+    fix: Annotated[str, typer.Option(help="The fix to apply, by its name; the first one unless given.")] = "",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a failed job again: as it is, or as a copy with the change that its failure calls for."""
+    wanted = fix if with_fix or fix else AGAIN
+    _steer(job, workspace, as_json, lambda studio, job_id: studio.board.retry(job_id, wanted))
+
+
+def job_facts(job: JobView, more: Mapping[str, str] | None = None) -> RenderableType:
     """One job as lines."""
     best = None if job.best_eval_loss is None else f"{job.best_eval_loss:.4f} at step {job.best_step}"
     shown = {"id": job.id, "name": job.name, "kind": job.kind, "state": job.state, "now": job.message}
     shown |= {"step": f"{job.step} of {job.total_steps}" if job.total_steps else "", "best eval loss": best or ""}
-    shown |= {"error": job.error_what, "fix": job.error_fix}
-    return facts(shown | {name.replace("_", " "): str(value) for name, value in job.result.items()})
+    shown |= {"error": job.error_what, "evidence": job.failure.get("evidence", ""), "fix": job.error_fix}
+    return facts(shown | {name.replace("_", " "): str(value) for name, value in job.result.items()} | dict(more or {}))
 
 
 def _steer(job: str, workspace: Path | None, as_json: bool, act: Callable[[Studio, str], JobView]) -> None:
     with open_studio(workspace) as studio:
         view = act(studio, _find(studio, job).id)
     emit(as_json, view, job_facts(view))
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """The setting and the value of `data.max_length=512`, the value as YAML has it."""
+    import yaml
+
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text!r} is no change.", "Write it as data.max_length=512.")
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{value!r} cannot be read.", "Write a number, a word, or [a, list].") from None
 
 
 def _find(studio: Studio, text: str) -> JobView:

@@ -28,6 +28,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="Job file (YAML) to start from; flags override it.")] = None,
     save_config: Annotated[Path | None, typer.Option(help="Write the job as a YAML file, too.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what the run would take, and start nothing.")] = False,
+    then_merge: Annotated[bool, typer.Option("--then-merge", help="Merge the adapter once it is trained.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job until it is over.")] = True,
     workspace: Workspace = None,
     as_json: AsJson = False,
@@ -49,6 +50,8 @@ def train(
             emit(as_json, view, plan_facts(view))
             return
         job = studio.train(base.id, data.id, made, name=name)
+        if then_merge:
+            studio.board.merge_after(job.id)
         if wait:
             job = follow(studio, job.id)
         else:

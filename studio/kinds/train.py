@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from core.checkpoint import latest_checkpoint, load_checkpoint, prune, save_checkpoint
 from core.config import TrainConfig, from_dict
 from core.durable import file_sha256, verify_folder
-from core.errors import CheckpointError, DatasetError, ModelError
+from core.errors import CheckpointError, DatasetError, MissingModelError
 from core.export.method_file import METHOD_NAME
 from core.export.peft_config import CONFIG_NAME, WEIGHTS_NAME
 from core.export.task_file import TASK_NAME
@@ -66,7 +66,8 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset:
     context.say(f"Loading {model.name}")
     folder = context.library.model_folder(model)
     if not folder.is_dir():
-        raise ModelError(f"The folder of {model.name} is gone.", "Put it back where it was, or add the model again.")
+        fix = "Put it back where it was, or add the model again."
+        raise MissingModelError(f"The folder of {model.name} is gone.", fix)
     name = choose_task(config.task, inspect_model(folder).family, dataset.format)
     task = make_task(name, dataset.records, config)
     loaded, tokenizer = context.wait_for(lambda: task.load(folder, config))

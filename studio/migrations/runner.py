@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from studio.workspace import WorkspaceError
 
-REVISION = "0001"  # the newest file of `versions`; kept here so that an up-to-date start need not import alembic
+REVISION = "0002"  # the newest file of `versions`; kept here so that an up-to-date start need not import alembic
 
 
 def migrate(reader: Engine, writer: Engine, backups: Path) -> None:

@@ -73,9 +73,9 @@ def test_a_backup_is_made_before_a_migration(workspace: Workspace, monkeypatch: 
 
     def upgrade(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE jobs ADD COLUMN extra TEXT"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '9998'"))
 
-    monkeypatch.setattr(runner, "REVISION", "0002")
+    monkeypatch.setattr(runner, "REVISION", "9998")
     monkeypatch.setattr(runner, "_upgrade", upgrade)
     Database.open(workspace).close()
     Database.open(workspace).close()
@@ -94,7 +94,7 @@ def test_a_failing_migration_changes_nothing(workspace: Workspace, monkeypatch: 
         connection.execute(text("ALTER TABLE jobs ADD COLUMN extra TEXT"))
         connection.execute(text("no such statement"))
 
-    monkeypatch.setattr(runner, "REVISION", "0002")
+    monkeypatch.setattr(runner, "REVISION", "9998")
     monkeypatch.setattr(runner, "_upgrade", upgrade)
     with pytest.raises(WorkspaceError, match="cannot be used"):
         Database.open(workspace)

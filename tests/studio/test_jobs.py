@@ -10,6 +10,7 @@ import pytest
 from core.errors import JobError
 from studio.attempt import Attempt, Superseded
 from studio.db import Database
+from studio.failures import KILLED, Failure
 from studio.jobs import MAX_FRUITLESS_ATTEMPTS, MOVES, STATES, JobStore, move
 from studio.tables import AdapterRow, JobRow, ModelRow
 from studio.workspace import Workspace
@@ -42,6 +43,10 @@ def job_in(store: JobStore, state: str, *, desired: str = "run", checkpoint: int
         row.attempt = 1 if state == "running" else 0
         row.fruitless_attempts = row.attempt
     return job.id
+
+
+def death(what: str, log: str = "") -> Failure:
+    return Failure(KILLED, what, "Resume it.", "signal 9", log)
 
 
 def claim(store: JobStore) -> Attempt:
@@ -80,6 +85,8 @@ ASKED = [  # what the user asks of a job in a state: the state and the wish that
     ("resume", "queued", "queued", "run"), ("resume", "running", "running", "run"),
     ("resume", "paused", "queued", "run"),
     ("resume", "failed", "queued", "run"), ("resume", "succeeded", ERROR, ""), ("resume", "cancelled", ERROR, ""),
+    ("restart", "queued", ERROR, ""), ("restart", "running", "running", "restart"), ("restart", "paused", ERROR, ""),
+    ("restart", "succeeded", ERROR, ""), ("restart", "failed", ERROR, ""), ("restart", "cancelled", ERROR, ""),
 ]  # fmt: skip
 
 
@@ -100,7 +107,7 @@ def test_every_request_in_every_state(store: JobStore, action: str, state: str, 
 
 def test_the_requests_above_are_all_there_are() -> None:
     assert {(action, state) for action, state, *_ in ASKED} == set(
-        product(("pause", "stop", "cancel", "resume"), STATES)
+        product(("pause", "stop", "cancel", "resume", "restart"), STATES)
     )
 
 
@@ -129,7 +136,7 @@ def test_resume_takes_back_a_pause_in_time(store: JobStore) -> None:
 def test_a_retry_forgets_the_failure(store: JobStore) -> None:
     store.submit("selftest", "job", {})
     attempt = claim(store)
-    attempt.fail("It broke.", "Mend it.", "trace")
+    attempt.fail(Failure(KILLED, "It broke.", "Mend it.", "signal 9", "trace"))
     failed = store.get(attempt.job_id)
     assert (failed.error_what, failed.error_fix, failed.error_detail) == ("It broke.", "Mend it.", "trace")
     assert failed.finished_at is not None
@@ -155,10 +162,9 @@ def test_the_queue_is_by_priority_then_age_and_by_kind(store: JobStore) -> None:
     assert order == [early.id, late.id, last.id]
     assert store.claim("cpu", ["selftest"]) is None
     assert store.claim("cpu", []) is None
-    store.prioritise(other.id, 3)
     claimed = store.claim("cuda:1", ["add_model"])
     assert claimed is not None
-    assert (claimed.id, claimed.device, claimed.attempt, claimed.priority) == (other.id, "cuda:1", 1, 3)
+    assert (claimed.id, claimed.device, claimed.attempt, claimed.priority) == (other.id, "cuda:1", 1, 9)
 
 
 def test_started_at_is_when_the_job_first_ran(store: JobStore) -> None:
@@ -215,7 +221,7 @@ WRITES: list[Callable[[Attempt], object]] = [
     lambda attempt: attempt.record([(1, "loss", 99.0)], step=99),
     lambda attempt: attempt.checkpoint(99),
     lambda attempt: attempt.succeed({"adapter_id": "zombie"}),
-    lambda attempt: attempt.fail("zombie", ""),
+    lambda attempt: attempt.fail(Failure(KILLED, "zombie", "")),
     lambda attempt: attempt.cancel(),
     lambda attempt: attempt.pause(),
     lambda attempt: attempt.release(),
@@ -229,7 +235,7 @@ WRITES: list[Callable[[Attempt], object]] = [
 def test_a_zombie_writes_nothing(store: JobStore, write: Callable[[Attempt], object], moved_on: str) -> None:
     store.submit("selftest", "job", {})
     zombie = claim(store)
-    store.bury(zombie.job_id, 1, "It seemed dead.")
+    store.bury(zombie.job_id, 1, death("It seemed dead."))
     if moved_on in ("claimed again", "succeeded"):
         heir = claim(store)
         heir.record([(1, "loss", 1.0)], step=1)
@@ -258,11 +264,12 @@ def test_a_result_and_its_rows_come_together_or_not_at_all(store: JobStore) -> N
 
 
 @pytest.mark.parametrize(
-    ("desired", "after"), [("run", "queued"), ("stop", "queued"), ("pause", "paused"), ("cancel", "cancelled")]
+    ("desired", "after"),
+    [("run", "queued"), ("stop", "queued"), ("pause", "paused"), ("cancel", "cancelled"), ("restart", "queued")],
 )
 def test_a_death_ends_as_the_user_last_asked(store: JobStore, desired: str, after: str) -> None:
     job_id = job_in(store, "running", desired=desired)
-    job = store.bury(job_id, 1, "The worker was killed.", "log")
+    job = store.bury(job_id, 1, death("The worker was killed.", "log"))
     assert job.state == after
     assert job.desired == ("stop" if desired == "stop" else "run")
     assert job.pid is None
@@ -273,7 +280,7 @@ def test_a_job_that_never_saves_fails_after_three_attempts(store: JobStore) -> N
     states = []
     for _ in range(MAX_FRUITLESS_ATTEMPTS):
         attempt = claim(store)
-        states.append(store.bury(job_id, attempt.number, "The worker was killed.", "last words").state)
+        states.append(store.bury(job_id, attempt.number, death("The worker was killed.", "last words")).state)
     assert states == ["queued", "queued", "failed"]
     job = store.get(job_id)
     assert "tried 3 times" in job.error_what
@@ -282,7 +289,7 @@ def test_a_job_that_never_saves_fails_after_three_attempts(store: JobStore) -> N
     assert job.error_detail == "last words"
     store.resume(job_id)
     attempt = claim(store)
-    assert store.bury(job_id, attempt.number, "The worker was killed.").state == "queued"
+    assert store.bury(job_id, attempt.number, death("The worker was killed.")).state == "queued"
 
 
 def test_a_checkpoint_gives_three_more_attempts(store: JobStore) -> None:
@@ -291,9 +298,9 @@ def test_a_checkpoint_gives_three_more_attempts(store: JobStore) -> None:
         attempt = claim(store)
         if step is not None:
             attempt.checkpoint(step)
-        assert store.bury(job_id, attempt.number, "Killed.").state == "queued"
+        assert store.bury(job_id, attempt.number, death("Killed.")).state == "queued"
     attempt = claim(store)
-    assert store.bury(job_id, attempt.number, "Killed.").state == "failed"
+    assert store.bury(job_id, attempt.number, death("Killed.")).state == "failed"
 
 
 def test_an_interruption_is_not_held_against_a_job(store: JobStore) -> None:
@@ -306,11 +313,11 @@ def test_an_interruption_is_not_held_against_a_job(store: JobStore) -> None:
 def test_a_death_is_buried_once(store: JobStore) -> None:
     job_id = store.submit("selftest", "job", {}).id
     old = claim(store)
-    store.bury(job_id, old.number, "Killed.")
+    store.bury(job_id, old.number, death("Killed."))
     new = claim(store)
-    assert store.bury(job_id, old.number, "Killed.").state == "running"
+    assert store.bury(job_id, old.number, death("Killed.")).state == "running"
     new.succeed({})
-    assert store.bury(job_id, new.number, "Killed.").state == "succeeded"
+    assert store.bury(job_id, new.number, death("Killed.")).state == "succeeded"
 
 
 def test_lists_and_counts(store: JobStore) -> None:

@@ -1,13 +1,8 @@
-import errno
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from core.errors import DatasetError
-from studio.failures import explain
 from studio.log import HIDDEN, log_to_file, redact, tail
 
 
@@ -55,44 +50,3 @@ def test_tail_gives_whole_lines_of_the_end(tmp_path: Path) -> None:
     assert tail(path, 30) == "line 997\nline 998\nline 999\n"
     path.write_bytes(b"10 %\r50 %\r100 %\ndone\r\n\xff\n")
     assert tail(path) == "100 %\ndone\n�\n"
-
-
-class TorchStyleOutOfMemory(RuntimeError):
-    pass
-
-
-TorchStyleOutOfMemory.__name__ = "OutOfMemoryError"
-
-
-@pytest.mark.parametrize(
-    ("error", "what"),
-    [
-        (DatasetError("Line 3 is broken.", "Mend it."), "Line 3 is broken."),
-        (MemoryError(), "memory of the device was not enough"),
-        (TorchStyleOutOfMemory("CUDA ..."), "memory of the device was not enough"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory of the device"),
-        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full."),
-        (ZeroDivisionError("division by zero\nsecond line"), "unexpected error: ZeroDivisionError: division by zero"),
-        (KeyError("hf_abcdefghijklmnopqrstuvwx"), HIDDEN),
-    ],
-)
-def test_failures_are_explained(error: Exception, what: str) -> None:
-    with pytest.raises(type(error)) as caught:
-        raise error
-    failure = explain(caught.value)
-    assert what in failure.what
-    assert "second line" not in failure.what
-    assert failure.fix
-    assert ("Traceback" in failure.detail) != isinstance(error, DatasetError)
-    assert "hf_" not in failure.detail
-
-
-def test_torch_says_out_of_memory_in_a_way_we_know() -> None:
-    code = (
-        "import torch; from studio.failures import is_out_of_memory as known\n"
-        "try: torch.empty(2**60)\n"
-        "except RuntimeError as error: assert known(error), error\n"
-        "assert known(torch.cuda.OutOfMemoryError('x'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

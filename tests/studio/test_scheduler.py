@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from studio import scheduler as module
+from studio.failures import KILLED, Failure
 from studio.scheduler import (
     LEAVE,
     Watched,
@@ -163,7 +164,7 @@ def test_a_zombie_that_wakes_up_is_superseded(tmp_path: Path) -> None:
         live.until_step(job, 2)
         zombie = live.worker(job)
         live.freeze(zombie)
-        live.store.bury(job, 1, "Thought dead.")
+        live.store.bury(job, 1, Failure(KILLED, "Thought dead.", ""))
         frozen = live.job(job).step
         zombie.resume()
         live.until(lambda: gone(zombie))

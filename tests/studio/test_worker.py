@@ -12,6 +12,7 @@ from core.errors import DatasetError
 from studio import context as context_module
 from studio.attempt import Attempt
 from studio.context import JobContext, Leave
+from studio.failures import KILLED, Failure
 from studio.kinds import Kind, Outcome, kinds
 from studio.worker import DONE, INTERRUPTED, watch_lifeline, work
 from tests.live import LiveStudio
@@ -112,7 +113,7 @@ def test_an_unknown_kind_fails_with_a_sentence(live: LiveStudio) -> None:
 
 def test_a_superseded_worker_leaves_quietly(live: LiveStudio, kind: Put) -> None:
     def function(context: JobContext) -> Outcome:
-        live.store.bury(context.job.id, 1, "Thought dead.")
+        live.store.bury(context.job.id, 1, Failure(KILLED, "Thought dead.", ""))
         return Outcome({"answer": 42})
 
     kind(function)
