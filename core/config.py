@@ -253,6 +253,9 @@ class TrainConfig(Checked):
         "Keep the frozen base in 4 bits (nf4, as QLoRA does) or 8 (int8): far less memory, somewhat slower steps.",
         choices=QUANTIZATIONS,
     )
+    fast_path: bool = option(
+        True, "Run decoder layers on fused functions where the model and the method allow: faster, in less memory."
+    )
     seed: int = option(42, "The same seed gives the same run.", minimum=0, maximum=2**31 - 1)
 
 

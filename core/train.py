@@ -32,6 +32,7 @@ from core.errors import DivergedError, OutOfMemoryError
 from core.methods import methods
 from core.micro_batches import MicroBatches, drops_at_random
 from core.mode import mode
+from core.ops.fast_path import FastPath
 from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
 from core.packed_attention import attention_in_words
 from core.rng import RandomState
@@ -115,6 +116,7 @@ class Trainer:
         self.rule.sample = self._sample
         self.renew_optimizer()
         self.task.bind(model, config)
+        self.fast_path = FastPath(model, config.fast_path)
         self.sampler = Sampler(
             [len(example.input_ids) for example in self.examples.train],
             self.plan.batch_size,
@@ -149,6 +151,11 @@ class Trainer:
         return made
 
     @property
+    def path(self) -> str:
+        """Which layers of the model run on fused functions, and why others do not: a sentence for the log."""
+        return self.fast_path.sentence
+
+    @property
     def is_finished(self) -> bool:
         """True once no step is left."""
         return self.step >= self.total_steps or self.stopped_early
@@ -157,7 +164,7 @@ class Trainer:
         """Run the optimizer steps that are left, and tell about each once it is done."""
         while not self.is_finished:
             started = time.perf_counter()
-            with self.random.drawing(), mode(self.model, training=True):
+            with self.random.drawing(), mode(self.model, training=True), self.fast_path.running():
                 metrics = self._train_step()
             seconds = time.perf_counter() - started
             eval_loss = self.evaluate() if self._is_due(self.plan.eval_every) else None
@@ -181,7 +188,8 @@ class Trainer:
         validation = self.examples.validation
         trained = sum(example.n_trained for example in validation)
         batches = self.micro_batches.batches(validation)
-        loss, self.scores = measure_batches(self.task, self.model, batches, trained)
+        with self.fast_path.running():
+            loss, self.scores = measure_batches(self.task, self.model, batches, trained)
         return loss
 
     def _train_step(self) -> dict[str, Any]:

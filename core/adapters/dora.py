@@ -42,12 +42,12 @@ class DoRA(LoRA):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """LoRA's start, and the lengths of the base's rows."""
         super().reset_parameters(generator)
-        self.magnitude.copy_(self._norms(self._base[0]))
+        self.magnitude.copy_(self.norms(self._base[0]))
 
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """g (W x + s B A drop(x)) + bias for g = m / |V|; with dropout W x is dropped out in the part g - 1 too."""
         bias = getattr(base, "bias", None)
-        gain = (self.magnitude / self._norms(base)).to(out.dtype)  # (out), exactly 1 at the start
+        gain = (self.magnitude / self.norms(base)).to(out.dtype)  # (out), exactly 1 at the start
         plain = out if bias is None else out - bias
         x = x.to(out.dtype)
         if self.dropout and self.training:
@@ -57,7 +57,7 @@ class DoRA(LoRA):
         return out + (gain - 1) * plain + (gain * self.scale) * update
 
     @torch.no_grad()
-    def _norms(self, base: nn.Module) -> Tensor:
+    def norms(self, base: nn.Module) -> Tensor:
         """|W + s B A| of every row, (out), in the adapter's own dtype."""
         weight, a, b = self._rows(base), self.lora_A, self.lora_B
         if self._squares is None or self._squares_of != _mark(weight):  # the base is frozen, but may be loaded anew

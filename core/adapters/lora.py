@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
 from core.adapters.experts import ModuleParameters
+from core.ops.dropout import dropout
 
 
 @adapters.register("lora")
@@ -65,7 +66,7 @@ class LoRA(Adapter):
 
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + s * (drop(x) A^T) B^T, for x (..., in) and out (..., out), in the dtype of `out`."""
-        dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
+        dropped = dropout(x.to(out.dtype), self.dropout, self.training)
         small = F.linear(dropped, self.lora_A.to(out.dtype))  # (..., r)
         return add_product(out, small, self.lora_B.to(out.dtype), self.scale)
 

@@ -76,6 +76,7 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset:
     glance = lambda done, total: context.glance()  # noqa: E731
     trainer = Trainer(loaded, tokenizer, dataset, config, progress=glance, task=task)
     logger.info("%s", trainer.micro_batches.describe())
+    logger.info("%s", trainer.path)
     _log_left_out(trainer.examples.left_out, trainer.examples.max_length)
     return trainer
 

@@ -1,0 +1,89 @@
+"""A transformers decoder layer on the fused functions: norm and q, k, v; rotary positions; attention; o; MLP.
+
+Attention itself stays behind transformers' own interface, so that every implementation registered there works.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.ops.gated_mlp import GatedMLP, gated_mlp
+from core.ops.group import Group
+from core.ops.normed_linear import normed_linear
+from core.ops.output_linear import output_linear
+from core.ops.precision import compute_dtype
+from core.ops.rms_norm import Norm, rms_norm
+from core.ops.rope import rope
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The parts of a self-attention with its norms."""
+
+    module: nn.Module  # the model's own, which attention functions ask for their settings
+    norm: Norm
+    heads: Group  # q, k and v, or the one layer that gives all three
+    output: Group
+    query_norm: Norm | None = None  # over each head, as in Qwen 3 and Gemma 3
+    key_norm: Norm | None = None
+    post: Norm | None = None  # of the output, as in Gemma 2 and 3
+    options: dict[str, Any] | None = None  # further arguments of the attention function
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """A decoder layer, run in place of the model's own."""
+
+    attention: Attention
+    mlp: GatedMLP
+
+    def __call__(
+        self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], mask: Tensor | None, **options: Any
+    ) -> Tensor:
+        """Hidden states (B, T, D) to hidden states."""
+        query, key, value = _heads(hidden, self.attention, position_embeddings)
+        mixed = _attend(self.attention, query, key, value, mask, options)
+        return gated_mlp(output_linear(mixed, hidden, self.attention.output, self.attention.post), self.mlp)
+
+
+def _heads(hidden: Tensor, parts: Attention, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v (B, T, heads, width), normed and turned."""
+    module: Any = parts.module
+    outputs = normed_linear(hidden, parts.norm, parts.heads, compute_dtype(hidden))
+    if len(outputs) == 1:
+        kv = module.config.num_key_value_heads * module.head_dim
+        outputs = torch.split(outputs[0], [outputs[0].shape[-1] - 2 * kv, kv, kv], dim=-1)
+    query, key, value = (each.view(*each.shape[:-1], -1, module.head_dim) for each in outputs)
+    if parts.query_norm is not None and parts.key_norm is not None:
+        query, key = rms_norm(query, parts.query_norm), rms_norm(key, parts.key_norm)
+    cos, sin = (each.to(query.dtype) for each in positions)
+    return rope(query, cos, sin), rope(key, cos, sin), value
+
+
+def _attend(
+    parts: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """The model's own attention, (B, T, heads * width)."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    module: Any = parts.module
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    made, _ = function(
+        module,
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        mask,
+        dropout=module.attention_dropout if module.training else 0.0,
+        scaling=module.scaling,
+        **(parts.options or {}),
+        **options,
+    )
+    mixed: Tensor = made.flatten(2)
+    return mixed

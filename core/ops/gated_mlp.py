@@ -1,0 +1,119 @@
+"""A decoder layer's MLP with its norm and its residual: x + post(down(act(gate(h)) up(h))), h = norm(x).
+
+Kept are x, one number a row, gate and up: 3 times the width of the hidden state less than autograd keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.ops.gating import Activation, gate_backward, gate_forward, gate_reference
+from core.ops.group import Group, Kept, scaled
+from core.ops.output_linear import end_branch
+from core.ops.precision import compute_dtype
+from core.ops.rms_norm import Norm, norm_again, norm_backward, norm_forward, rms_norm_reference
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """The parts of an MLP; `inner` is gate and up, or the one layer that gives both."""
+
+    norm: Norm
+    inner: Group
+    outer: Group
+    activation: Activation
+    post: Norm | None = None  # Gemma 2 and 3 have one
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Those of gate, up and down."""
+        return (*self.inner.parameters, *self.outer.parameters)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The definition, for x (..., D); dropout off."""
+        h = rms_norm_reference(x, self.norm)
+        e, u = halves([each.reference(h) for each in self.inner.projections])
+        (down,) = self.outer.projections
+        y = down.reference(gate_reference(e, u, self.activation))
+        return x + (y if self.post is None else rms_norm_reference(y, self.post))
+
+
+def gated_mlp(x: Tensor, mlp: GatedMLP) -> Tensor:
+    """x + MLP(x) for x (..., D)."""
+    made: Tensor = _GatedMLP.apply(x, mlp, *mlp.parameters)  # type: ignore[no-untyped-call]
+    return made
+
+
+def halves(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(gate, up): two outputs, or the halves of one."""
+    e, u = outputs if len(outputs) == 2 else outputs[0].chunk(2, dim=-1)
+    return e, u
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mlp: GatedMLP, *parameters: Tensor) -> Tensor:
+        rows, wide = x.reshape(-1, x.shape[-1]), compute_dtype(x)
+        h, rstd = norm_forward(rows, mlp.norm, wide)
+        outputs, inner = mlp.inner.forward(h)
+        del h
+        gated = gate_forward(*halves(outputs), mlp.activation)
+        y, outer, post_kept = end_branch(gated, rows, mlp.outer, mlp.post)
+        ctx.mlp, ctx.dtype, ctx.shape = mlp, wide, x.shape
+        pairs = zip(mlp.inner.projections, outputs, strict=True)
+        plain = [own.to(x.dtype) for each, own in pairs if not each.is_dora]
+        ctx.counts = len(plain), len(inner.tensors), len(outer.tensors)
+        ctx.save_for_backward(
+            rows, rstd, *(post_kept or (None, None)), *plain, *inner.tensors, *outer.tensors, *parameters
+        )
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        mlp, wants = ctx.mlp, ctx.needs_input_grad
+        rows, rstd, y, y_rstd, *rest = ctx.saved_tensors
+        outputs, inner, outer, parameters = _pieces(rest, ctx.counts)
+        middle = len(mlp.inner.parameters)
+        residual = gradient.reshape(rows.shape)
+        flat = residual.to(ctx.dtype)
+        if mlp.post is not None:
+            flat = norm_backward(flat, y.to(ctx.dtype), y_rstd, mlp.post)
+        kept, own = mlp.outer.unpack((*outer, *parameters[middle:]))
+        passed = mlp.outer.backward(kept, [flat], own, wants[2 + middle :])
+        kept, own = mlp.inner.unpack((*inner, *parameters[:middle]))
+        e, u = halves(_outputs_again(mlp.inner, outputs, kept, ctx.dtype))
+        gated, d_e, d_u = gate_backward(passed.of_input(), e, u, mlp.activation)
+        del e, u
+        found_outer = passed.of_parameters(gated)
+        del gated, passed
+        inner_gradients = [d_e, d_u] if len(mlp.inner.projections) == 2 else [torch.cat([d_e, d_u], dim=-1)]
+        del d_e, d_u
+        passed = mlp.inner.backward(kept, inner_gradients, own, wants[2 : 2 + middle])
+        h = norm_again(rows, rstd, mlp.norm, ctx.dtype) if mlp.inner.needs_input(wants[2 : 2 + middle]) else None
+        found_inner = passed.of_parameters(h)
+        del h
+        d_x = norm_backward(passed.of_input(), rows, rstd, mlp.norm, residual).view(ctx.shape) if wants[0] else None
+        return (d_x, None, *found_inner, *found_outer)
+
+
+def _outputs_again(group: Group, outputs: Sequence[Tensor], kept: Kept, dtype: torch.dtype) -> list[Tensor]:
+    """The outputs of a group: kept as they were, or a DoRA's from its product before it was scaled."""
+    plain, products, lengths = iter(outputs), iter(kept.products), iter(kept.lengths)
+    return [
+        scaled(each, next(products), next(lengths)) if each.is_dora else next(plain).to(dtype)
+        for each in group.projections
+    ]
+
+
+def _pieces(rest: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    pieces, start = [], 0
+    for count in counts:
+        pieces.append(rest[start : start + count])
+        start += count
+    return [*pieces, rest[start:]]

@@ -1,0 +1,64 @@
+"""Where Triton kernels stand in for plain torch operations: on CUDA devices, when Triton is installed.
+
+A kernel is never needed for a right result: it computes what the torch operations beside it compute, in one pass.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Kernels(Protocol):
+    """What the Triton module offers; shapes and meanings are those of the functions that call it."""
+
+    def norm_forward(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+        """`rms_norm.norm_forward`."""
+        ...
+
+    def norm_again(self, x: Tensor, rstd: Tensor, weight: Tensor, offset: float) -> Tensor:
+        """`rms_norm.norm_again`."""
+        ...
+
+    def norm_backward(
+        self, gradient: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, offset: float, residual: Tensor | None
+    ) -> Tensor:
+        """`rms_norm.norm_backward`."""
+        ...
+
+    def gate_forward(self, e: Tensor, u: Tensor, is_silu: bool) -> Tensor:
+        """`gating.gate_forward`, for silu or gelu with tanh."""
+        ...
+
+    def gate_backward(self, gradient: Tensor, e: Tensor, u: Tensor, is_silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`gating.gate_backward`."""
+        ...
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:
+        """`rope.rope`, or its gradient."""
+        ...
+
+    def dropped(self, x: Tensor, seed: Tensor, p: float) -> Tensor:
+        """`dropout.dropped`."""
+        ...
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """The module with the kernels for a tensor's device and number format; None where there are none."""
+    return _kernels() if x.is_cuda and x.dtype in _DTYPES else None
+
+
+@cache
+def _kernels() -> Kernels | None:
+    if torch.version.cuda is None or find_spec("triton") is None:
+        return None
+    found: Any = import_module("core.ops.triton_kernels")
+    made: Kernels = found
+    return made

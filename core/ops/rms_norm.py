@@ -1,0 +1,96 @@
+"""RMSNorm with a frozen weight: y = x rstd (w + offset), rstd = 1 / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019).
+
+Only x and rstd are kept, one number a row; y is worked out again where the backward pass of what follows needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.ops.kernels import kernels_for
+from core.ops.precision import norm_dtype
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The settings of one frozen norm."""
+
+    weight: Tensor  # (D)
+    eps: float
+    offset: float = 0.0  # Gemma's norms multiply by 1 + w
+
+
+def rms_norm_reference(x: Tensor, norm: Norm) -> Tensor:
+    """The definition: x (..., D), summed in float32 or better and rounded once."""
+    wide = x.to(norm_dtype(x))
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
+    return (wide * rstd * (norm.weight.to(wide.dtype) + norm.offset)).to(x.dtype)
+
+
+def rms_norm(x: Tensor, norm: Norm) -> Tensor:
+    """y (..., D) of x (..., D); no gradient for the weight."""
+    made: Tensor = _RMSNorm.apply(x, norm)  # type: ignore[no-untyped-call]
+    return made
+
+
+def norm_rstd(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of every row of x (N, D), as (N, 1)."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=norm_dtype(x))
+    return torch.rsqrt(length.square_().div_(x.shape[-1]).add_(norm_eps(eps)))
+
+
+def norm_eps(eps: float) -> float:
+    """As a plain number: some configs hold it as text."""
+    return float(eps)
+
+
+def norm_forward(x: Tensor, norm: Norm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(y (N, D) in `dtype`, rstd (N, 1)) of rows x (N, D)."""
+    if (fast := kernels_for(x)) is not None and dtype == x.dtype:
+        return fast.norm_forward(x, norm.weight, norm.eps, norm.offset)
+    rstd = norm_rstd(x, norm.eps)
+    return norm_again(x, rstd, norm, dtype), rstd
+
+
+def norm_again(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+    """y (N, D) in `dtype` from what was kept of it."""
+    if (fast := kernels_for(x)) is not None and dtype == x.dtype:
+        return fast.norm_again(x, rstd, norm.weight, norm.offset)
+    return torch.mul(x, rstd).mul_(_gain(norm, rstd.dtype)).to(dtype)
+
+
+def norm_backward(gradient: Tensor, x: Tensor, rstd: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
+    """The gradient of x (N, D) in its dtype, from that of y; plus `residual`, what reaches x past the norm."""
+    if (fast := kernels_for(x)) is not None and gradient.dtype == x.dtype:
+        return fast.norm_backward(gradient, x, rstd, norm.weight, norm.offset, residual)
+    g = gradient * _gain(norm, rstd.dtype)
+    share = (g * x).sum(-1, keepdim=True).mul_(rstd.pow(3)).div_(x.shape[-1])
+    g.mul_(rstd).addcmul_(x.to(g.dtype), share, value=-1)
+    return (g if residual is None else g.add_(residual)).to(x.dtype)
+
+
+def _gain(norm: Norm, dtype: torch.dtype) -> Tensor:
+    weight = norm.weight.detach().to(dtype)
+    return weight + norm.offset if norm.offset else weight
+
+
+class _RMSNorm(torch.autograd.Function):
+    """A norm by itself, such as those of Qwen3's query and key heads."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Norm) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y, rstd = norm_forward(rows, norm, x.dtype)
+        ctx.norm = norm
+        ctx.save_for_backward(x, rstd)
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, rstd = ctx.saved_tensors
+        rows = x.reshape(-1, x.shape[-1])
+        return norm_backward(gradients[0].reshape(rows.shape), rows, rstd, ctx.norm).view(x.shape), None
