@@ -55,10 +55,6 @@ class Library:
         """One adapter; AdapterError when there is none with this id."""
         return self._get(AdapterRow, adapter_id, AdapterError)
 
-    def dataset_file(self, row: DatasetRow) -> Path:
-        """The stored file of a dataset."""
-        return self.workspace.dataset_folder(row.id) / row.stored_name
-
     def model_folder(self, row: ModelRow) -> Path:
         """Where a model's files are: the user's own folder, or the workspace's."""
         return Path(row.folder) if row.folder else self.workspace.model_folder(row.id)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from core.errors import StudioError
-from studio.commands import answers, jobs, library, machine, queue, training, weights
+from studio.commands import answers, datasets, jobs, library, machine, queue, training, weights
 from studio.commands.terminal import USER_ERROR, show_error
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app.command()(training.train)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(queue.app, name="queue")
 app.add_typer(library.models, name="models")
-app.add_typer(library.datasets, name="datasets")
+app.add_typer(datasets.datasets, name="datasets")
 app.add_typer(library.adapters, name="adapters")
 app.command()(weights.merge)
 app.command()(weights.export)

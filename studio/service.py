@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import AdapterConfig, TrainConfig, to_dict
+from core.data.recipe import Recipe
 from core.errors import AdapterError, ConfigError
 from core.methods import methods
 from core.models import ModelInfo, inspect_model
@@ -25,7 +26,7 @@ from studio.job_desk import JobDesk
 from studio.kinds.add_model import absolute_source
 from studio.plan import Facts, make_plan
 from studio.shelf import DatasetShelf
-from studio.show import adapter_view, dataset_view, job_view, model_view
+from studio.show import adapter_view, job_view, model_view
 from studio.spec import from_yaml
 from studio.tables import ModelRow
 from studio.token_counts import token_lengths
@@ -52,7 +53,7 @@ class Studio(JobDesk):
         workspace = Workspace.open(root)
         super().__init__(workspace, Database.open(workspace))
         self._library = Library(self._database, self.workspace)
-        self._shelf = DatasetShelf(self.workspace, self._library)
+        self.dataset_shelf = DatasetShelf(self.workspace, self._library)
         self.adapter_shelf = AdapterShelf(self.workspace, self._library)
         self.board = JobBoard(self, self._jobs)
         self._chat = ChatClient(self.workspace)
@@ -65,27 +66,24 @@ class Studio(JobDesk):
 
     # -- datasets
 
-    def inspect_dataset(self, path: Path, *, format: str | None = None) -> DatasetView:
-        """Read a file and tell its format and problems without adding it (its id is empty)."""
-        return self._shelf.inspect(path, format)
-
     def add_dataset(
         self, path: Path, *, name: str = "", format: str | None = None, skip_bad_rows: bool = False
     ) -> DatasetView:
         """Store a file as an immutable dataset; DatasetError names the first bad row unless those are skipped."""
-        return dataset_view(self._shelf.add(path, name, format, skip_bad_rows))
+        recipe = Recipe(format)
+        return self.dataset_shelf.add([path], name, recipe.skipping_errors() if skip_bad_rows else recipe)
 
     def datasets(self) -> list[DatasetView]:
         """Every dataset, the newest first."""
-        return [dataset_view(row) for row in self._library.datasets()]
+        return [self.dataset_shelf.view(row) for row in self._library.datasets()]
 
     def dataset(self, dataset_id: str) -> DatasetView:
         """One dataset."""
-        return dataset_view(self._library.dataset(dataset_id))
+        return self.dataset_shelf.view(self._library.dataset(dataset_id))
 
     def preview(self, dataset_id: str, *, start: int = 0, count: int = 10) -> list[PreviewRow]:
         """Some rows of a dataset as conversations."""
-        return self._shelf.preview(dataset_id, start, count)
+        return self.dataset_shelf.preview(dataset_id, start, count)
 
     def delete_dataset(self, dataset_id: str) -> None:
         """Remove a dataset that no unfinished job needs."""
@@ -141,11 +139,11 @@ class Studio(JobDesk):
 
     def plan(self, model_id: str, dataset_id: str, config: TrainConfig) -> PlanView:
         """Steps, time, memory and disk of a run, and a checklist; nothing is started."""
-        row, data = self._library.model(model_id), self._library.dataset(dataset_id)
+        row, data = self._library.model(model_id), self.dataset(dataset_id)
         facts = Facts(
             info=self._info(row),
             rows=data.rows,
-            duplicate_rows=sum(problem["kind"] == "duplicate" for problem in data.problems),
+            duplicate_rows=data.counts.get("duplicate", 0),
             lengths=self._lengths(model_id, dataset_id),
             device=system.devices()[0],
             disk_free_bytes=shutil.disk_usage(self.workspace.root).free,
@@ -199,7 +197,7 @@ class Studio(JobDesk):
         idempotency_key: str = "",
     ) -> JobView:
         """Queue a job that measures a base and its adapters on a dataset; `fields` are keys of a JSON answer."""
-        model, data = self._library.model(model_id), self._library.dataset(dataset_id)
+        model, data = self._library.model(model_id), self.dataset(dataset_id)
         for adapter_id in adapter_ids:
             if self._library.adapter(adapter_id).model_id != model_id:
                 raise ConfigError(f"The adapter {adapter_id} is not one of {model.name}.", "Pick one of its own.")
@@ -261,4 +259,4 @@ class Studio(JobDesk):
 
     def _measure_lengths(self, model_id: str, dataset_id: str) -> tuple[int, ...]:
         folder = self._library.model_folder(self._library.model(model_id))
-        return tuple(token_lengths(folder, self._shelf.records(dataset_id)))
+        return tuple(token_lengths(folder, self.dataset_shelf.records(dataset_id)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import ConfigError
@@ -15,8 +16,15 @@ SHOWN_PROBLEMS = 200
 _HIDDEN_RESULT = frozenset({"folder"})  # paths of this machine are nobody's business in a browser
 
 
-def dataset_view(row: DatasetRow) -> DatasetView:
-    """A dataset of the library."""
+def problem_view(problem: Mapping[str, Any]) -> ProblemView:
+    """A problem, from JSON."""
+    return ProblemView(**problem)
+
+
+def dataset_view(
+    row: DatasetRow, counts: Mapping[str, int] | None = None, files: Sequence[str] = (), records_sha256: str = ""
+) -> DatasetView:
+    """A dataset of the library; without `counts`, the problems that are shown are counted."""
     return DatasetView(
         id=row.id,
         name=row.name,
@@ -29,7 +37,10 @@ def dataset_view(row: DatasetRow) -> DatasetView:
         sha256=row.sha256,
         size_bytes=row.size_bytes,
         created_at=row.created_at,
-        problems=tuple(ProblemView(**problem) for problem in row.problems[:SHOWN_PROBLEMS]),
+        problems=tuple(map(problem_view, row.problems[:SHOWN_PROBLEMS])),
+        counts=Counter(problem["kind"] for problem in row.problems) if counts is None else counts,
+        files=tuple(files) or (row.file_name,),
+        records_sha256=records_sha256,
     )
 
 

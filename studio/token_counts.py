@@ -19,7 +19,7 @@ def token_lengths(model_folder: Path, records: Sequence[Record]) -> list[int]:
     An estimate for planning: the exact count needs the chat template, which only the worker renders.
     """
     step = max(1, len(records) // SAMPLE_ROWS)
-    chosen = list(records)[::step]
+    chosen = records[::step]
     texts = [record.text or "\n".join(message.content for message in record.messages) for record in chosen]
     around = [_TEMPLATE_TOKENS_PER_MESSAGE * len(record.messages) for record in chosen]
     return [tokens + extra for tokens, extra in zip(_count(model_folder, texts), around, strict=True)]

@@ -59,6 +59,7 @@ class ProblemView:
     level: str  # error: the row is left out; warning: it is kept
     detail: str
     excerpt: str
+    file: str = ""  # its name, where a dataset has several
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class DatasetView:
     size_bytes: int
     created_at: float
     problems: tuple[ProblemView, ...] = ()  # the first 200
+    counts: Mapping[str, int] = field(default_factory=dict)  # kind of problem -> rows, all of them
+    files: tuple[str, ...] = ()
+    records_sha256: str = ""  # of the rows as they are trained on: the version
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class PreviewRow:
 
     row: int
     turns: tuple[tuple[str, str], ...]
+    file: str = ""  # its name, where a dataset has several
 
 
 @dataclass(frozen=True)

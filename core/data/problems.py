@@ -1,4 +1,4 @@
-"""What can be wrong with one row. Torch-free."""
+"""What can be wrong with one row, and what can be done about it. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,21 +8,49 @@ ERROR = "error"
 WARNING = "warning"
 EXCERPT_LENGTH = 80  # characters
 
+STOP, SKIP, KEEP, FIX = "stop", "skip", "keep", "fix"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: how bad it is, and what may be done with its rows, the default first."""
+
+    level: str  # a row with an error cannot be trained on as it is, one with a warning can
+    actions: tuple[str, ...]  # stop: nothing is read until the user decides
+
+
+_LOST, _MENDABLE = (STOP, SKIP), (STOP, SKIP, FIX)
+KINDS = {
+    "bad_json": Kind(ERROR, _LOST),
+    "bad_csv": Kind(ERROR, _LOST),
+    "ragged_row": Kind(ERROR, _LOST),
+    "wrong_type": Kind(ERROR, _MENDABLE),  # fix: numbers and yes/no are written as text
+    "missing_field": Kind(ERROR, _LOST),
+    "empty_answer": Kind(ERROR, _MENDABLE),  # fix: the conversation ends before it
+    "role_order": Kind(ERROR, _MENDABLE),  # fix: turns of one speaker are joined
+    "no_assistant": Kind(ERROR, _LOST),
+    "bad_pair": Kind(ERROR, _LOST),
+    "duplicate": Kind(WARNING, (KEEP, SKIP)),
+    "near_duplicate": Kind(WARNING, (KEEP, SKIP)),
+    "over_long": Kind(WARNING, (KEEP, SKIP)),
+    "control_characters": Kind(WARNING, (KEEP, SKIP, FIX)),  # fix: removed
+    "mixed_language": Kind(WARNING, (KEEP, SKIP)),
+    "suspected_secret": Kind(WARNING, (KEEP, SKIP, FIX)),  # fix: replaced by [removed]
+    "personal_data": Kind(WARNING, (KEEP, SKIP, FIX)),
+    "unanswered": Kind(WARNING, (KEEP, SKIP)),
+}
+
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one row; a row with an error cannot be trained on, one with a warning can.
-
-    Errors: bad_json, bad_csv, ragged_row, too_long, wrong_type, missing_field, empty_answer, role_order, no_assistant,
-    bad_pair.
-    Warnings: duplicate, control_characters, over_long, suspected_secret, unanswered.
-    """
+    """Something wrong with one row; its kinds are those of KINDS."""
 
     row: int  # from 1, as an editor shows it
     kind: str
     level: str  # error or warning
     detail: str  # a sentence for the user
     excerpt: str  # the beginning of the row, control characters made visible
+    file: str = ""  # its name, where a dataset has several
 
 
 class RowError(ValueError):

@@ -1,4 +1,4 @@
-"""`lora-studio models`, `datasets` and `adapters`: what there is to train on, with, and what came of it."""
+"""`lora-studio models` and `adapters`: what there is to train, and what came of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from studio.views import LayerRankView, RankView
 
 models = typer.Typer(help="Base and merged models.", no_args_is_help=True)
-datasets = typer.Typer(help="Datasets.", no_args_is_help=True)
 adapters = typer.Typer(help="Trained adapters.", no_args_is_help=True)
 _LONG = ("targets", "problems")
 
@@ -86,68 +85,6 @@ def delete_model(
         view = find_model(studio, model)
         studio.delete_model(view.id)
     emit(as_json, {"deleted": view.id}, f"Deleted the model {view.name}.")
-
-
-@datasets.command("add")
-def add_dataset(
-    path: Annotated[Path, typer.Argument(help="A .jsonl, .json, .csv, .tsv, .txt, .parquet or .xlsx file.")],
-    name: Annotated[str, typer.Option(help="What to call it.")] = "",
-    format: Annotated[str | None, typer.Option(help="Its format, where the guess is wrong.")] = None,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that are wrong.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only tell what is in it and what is wrong.")] = False,
-    workspace: Workspace = None,
-    as_json: AsJson = False,
-) -> None:
-    """Add a file of examples; the first row that is wrong is named."""
-    with open_studio(workspace) as studio:
-        if check:
-            view = studio.inspect_dataset(path, format=format)
-        else:
-            view = studio.add_dataset(path, name=name, format=format, skip_bad_rows=skip_bad_rows)
-    for problem in view.problems[:20]:
-        say(f"row {problem.row}: {problem.level}: {problem.detail}")
-    emit(as_json, view, _facts(view))
-
-
-@datasets.command("list")
-def list_datasets(workspace: Workspace = None, as_json: AsJson = False) -> None:
-    """List the datasets, the newest first."""
-    with open_studio(workspace) as studio:
-        found = studio.datasets()
-    rows = [(d.id, d.name, d.format, d.rows, d.bad_rows, size(d.size_bytes)) for d in found]
-    empty = (
-        "There are no datasets. Add one with `lora-studio datasets add FILE`, or all samples with `lora-studio setup`."
-    )
-    emit(as_json, {"datasets": found}, table(("id", "name", "format", "rows", "bad rows", "size"), rows, empty))
-
-
-@datasets.command("show")
-def show_dataset(
-    dataset: Annotated[str, typer.Argument(help="Id or name.")],
-    rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
-    workspace: Workspace = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a dataset's facts and its first rows as conversations."""
-    from rich.console import Group
-    from rich.text import Text
-
-    with open_studio(workspace) as studio:
-        view = find(studio.datasets(), dataset, "dataset")
-        preview = studio.preview(view.id, count=rows)
-    lines = [Text(f"row {row.row}\n" + "\n".join(f"  {role}: {text}" for role, text in row.turns)) for row in preview]
-    emit(as_json, plain(view) | {"preview": preview}, Group(_facts(view), "", *lines))
-
-
-@datasets.command("delete")
-def delete_dataset(
-    dataset: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False
-) -> None:
-    """Delete a dataset that no unfinished job needs."""
-    with open_studio(workspace) as studio:
-        view = find(studio.datasets(), dataset, "dataset")
-        studio.delete_dataset(view.id)
-    emit(as_json, {"deleted": view.id}, f"Deleted the dataset {view.name}.")
 
 
 @adapters.command("list")

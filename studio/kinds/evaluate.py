@@ -23,6 +23,7 @@ from core.models import inspect_model
 from core.scoring.answers import score
 from core.tasks.choice import AUTO, CLASSIFICATION, choose_task
 from studio.context import JobContext
+from studio.dataset_files import open_dataset
 from studio.files import write_atomically
 from studio.kinds.kind import Outcome, job_kind
 
@@ -128,10 +129,8 @@ class _Contest:
 
 def _records(context: JobContext) -> tuple[tuple[Record, ...], str]:
     """The rows to measure with, and their format."""
-    from core.data.dataset import load_dataset
-
     row = context.library.dataset(context.job.spec["dataset_id"])
-    dataset = load_dataset(context.library.dataset_file(row), row.format, row.skip_bad_rows)
+    dataset = open_dataset(context.workspace.dataset_folder(row.id), row)
     if not dataset.records:
         raise DatasetError(f"{row.name} has no usable row.", "Pick another dataset.")
-    return dataset.records, dataset.format
+    return tuple(dataset.records), dataset.format

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 from core.checkpoint import latest_checkpoint, load_checkpoint, prune, save_checkpoint
 from core.config import TrainConfig, from_dict
 from core.durable import file_sha256, verify_folder
-from core.errors import CheckpointError, DatasetError, MissingModelError
+from core.errors import CheckpointError, MissingModelError
 from core.export.method_file import METHOD_NAME
 from core.export.peft_config import CONFIG_NAME, WEIGHTS_NAME
 from core.export.task_file import TASK_NAME
 from core.models import inspect_model
 from core.tasks.choice import choose_task
 from studio.context import CANCEL, RUN, STOP, JobContext, Leave
+from studio.dataset_files import StoredDataset, open_dataset
 from studio.files import move_folder, size_bytes
 from studio.held_out import HeldOut
 from studio.kinds.kind import Outcome, job_kind
 from studio.tables import AdapterRow, ModelRow
 
 if TYPE_CHECKING:
-    from core.data.dataset import Dataset
     from core.train import StepMetrics, Trainer
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run(context: JobContext) -> Outcome:
     return Outcome({"adapter_id": row.id, "task": trainer.task.name, **held_out.finish(folder, row.step)}, (row,))
 
 
-def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset: Dataset) -> Trainer:
+def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset: StoredDataset) -> Trainer:
     """Load the model for its task, and tokenise; each can be left when the user or the studio asks for it."""
     from core.tasks.made import make_task
     from core.train import Trainer
@@ -74,7 +74,7 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset:
     context.say(f"Tokenising {len(dataset):,} rows")
     config = _with_new_modules(config, task.new_modules(loaded))
     glance = lambda done, total: context.glance()  # noqa: E731
-    trainer = Trainer(loaded, tokenizer, dataset, config, progress=glance, task=task)
+    trainer = Trainer(loaded, tokenizer, dataset.records, config, progress=glance, task=task)
     logger.info("%s", trainer.micro_batches.describe())
     logger.info("%s", trainer.path)
     _log_left_out(trainer.examples.left_out, trainer.examples.max_length)
@@ -87,17 +87,10 @@ def _log_left_out(rows: tuple[int, ...], max_length: int) -> None:
         logger.warning("%d rows are left out, their prompts exceed %d tokens: %s", len(rows), max_length, named)
 
 
-def _read_dataset(context: JobContext) -> Dataset:
-    from core.data.dataset import load_dataset
-
+def _read_dataset(context: JobContext) -> StoredDataset:
     row = context.library.dataset(context.job.spec["dataset_id"])
     context.say(f"Reading {row.rows:,} rows of {row.name}")
-    dataset = load_dataset(context.library.dataset_file(row), row.format, row.skip_bad_rows)
-    if dataset.sha256 != row.sha256:
-        raise DatasetError(
-            f"The stored file of {row.name} was changed.", "Add the dataset again, then start a new job."
-        )
-    return dataset
+    return open_dataset(context.workspace.dataset_folder(row.id), row, verify=True)
 
 
 def _with_new_modules(config: TrainConfig, names: tuple[str, ...]) -> TrainConfig:

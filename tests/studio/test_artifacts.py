@@ -33,7 +33,7 @@ def a_dataset(library: Library) -> DatasetRow:
         bad_rows=0, sha256="0", size_bytes=1, problems=[{"row": 1, "kind": "empty"}],
     )  # fmt: skip
     library.workspace.dataset_folder(row.id).mkdir()
-    library.dataset_file(row).write_text("x")
+    (library.workspace.dataset_folder(row.id) / row.stored_name).write_text("x")
     library.add(row)
     return row
 

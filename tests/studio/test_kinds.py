@@ -137,7 +137,7 @@ def test_rows_without_room_for_an_answer_are_named_in_the_log(
 def test_a_changed_dataset_is_not_trained_on(live: LiveStudio, model_folder: Path) -> None:
     spec = train_spec(live, model_folder)
     row = toy.library(live).dataset(spec["dataset_id"])
-    toy.write_dataset(toy.library(live).dataset_file(row), rows=59)
+    toy.write_dataset(live.workspace.dataset_folder(row.id) / row.stored_name, rows=59)
     job = run(live, "train", spec)
     assert (job.state, job.error_what) == ("failed", "The stored file of animals was changed.")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from core.data.recipe import Recipe
 from studio.views import DatasetView, ProblemView
 from ui.fragments import DELEGATE, Cell, Row, badge_level, bubbles, callout, empty, esc, heading, table
 from ui.handlers import Updates, guarded
@@ -141,7 +142,7 @@ class DatasetsTab(Tab):
     def _inspect(self, path: str | None, format: str) -> Updates:
         if not path:
             return self._forget()
-        found = self.studio.inspect_dataset(Path(path), format=format or None)
+        found = self.studio.dataset_shelf.inspect([Path(path)], Recipe(format or None))
         return {
             self.detected: self._detect_card(found),
             self.problems: self._problem_table(found),

@@ -31,8 +31,9 @@ class Row:
     number: int  # from 1: the line where it begins, as an editor shows it; in parquet, the row
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: Problem | None = None
+    source: str = ""  # of a row that could not be read: its text
 
     @classmethod
     def bad(cls, number: int, error: RowError, source: str) -> Row:
         """A row that could not be read; `source` is its text."""
-        return cls(number, problem=Problem(number, error.kind, ERROR, error.detail, excerpt(source)))
+        return cls(number, problem=Problem(number, error.kind, ERROR, error.detail, excerpt(source)), source=source)
