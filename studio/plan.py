@@ -13,6 +13,7 @@ from core.family import CAUSAL
 from core.memory import estimate_memory
 from core.methods import methods
 from core.models import ModelInfo
+from core.quantize.size import NONE
 from core.schedule import StepPlan, plan_steps
 from core.scoring.translation import has_sacrebleu
 from core.tasks.choice import TASKS, TRANSLATION, choose_task
@@ -53,7 +54,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     free = facts.device.memory_total_bytes - facts.device.memory_used_bytes
     checks = (
         *_task_checks(facts, config),
-        *_adapter_checks(facts.info, config.adapter, steps.total_steps),
+        *_adapter_checks(facts.info, config, steps.total_steps),
         *_data_checks(facts, config, longest, virtual),
         *_setting_checks(facts.info, config),
         *_room_checks(total, free, disk, facts.disk_free_bytes),
@@ -129,13 +130,19 @@ def _task_checks(facts: Facts, config: TrainConfig) -> Iterator[Check]:
         yield Check("error", error.what, error.fix)
 
 
-def _adapter_checks(info: ModelInfo, config: AdapterConfig, total_steps: int) -> Iterator[Check]:
+def _adapter_checks(info: ModelInfo, run: TrainConfig, total_steps: int) -> Iterator[Check]:
     """What trains, or the first reason why the method cannot train it."""
+    config = run.adapter
     method = methods.get(config.method)
     try:
         method.check_model(info, config)
         if "target_modules" in method.uses:
             _check_targets(info, config)
+        if run.quantization != NONE and method.trains_matrices(config):
+            raise ConfigError(
+                f"A 4- or 8-bit base cannot train its own weights, which {method.title} does.",
+                "Set quantization to none, or pick an adapter method.",
+            )
         method.check_steps(config, total_steps)
         yield Check("ok", method.describe(info, config))
     except ConfigError as error:

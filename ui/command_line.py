@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ui.forms import fields
+from core.config import TrainConfig
+from ui.forms import fields, values_from
 
 _FLAGS = {"r": "--rank", "lora_alpha": "--alpha"}  # what people call them; the others are their own names
 
 
-def train_command(
-    model: str, dataset: str, name: str, targets: str | Sequence[str], settings: Mapping[str, Any]
-) -> str:
-    """`lora-studio train ...`, quoted for a POSIX shell; `settings` are form values by field name."""
+def train_command(model: str, dataset: str, name: str, config: TrainConfig) -> str:
+    """`lora-studio train ...`, quoted for a POSIX shell."""
     words = ["lora-studio", "train", "--model", model, "--dataset", dataset]
     if name:
         words += ["--name", name]
-    if not isinstance(targets, str):
-        words += ["--target-modules", ",".join(targets)]
+    if not isinstance(config.adapter.target_modules, str):
+        words += ["--target-modules", ",".join(config.adapter.target_modules)]
+    settings = values_from(config)
     for spec in fields():
-        value = settings[spec.name]
-        if value != spec.default:
-            words += _option(_FLAGS.get(spec.name, f"--{spec.name.replace('_', '-')}"), value)
+        if not spec.method and settings[spec.name] != spec.default:
+            words += _option(_FLAGS.get(spec.name, f"--{spec.name.replace('_', '-')}"), settings[spec.name])
+    if own := config.adapter.method_options:
+        words += ["--method-options", ",".join(f"{key}={_text(value)}" for key, value in own.items())]
     return shlex.join(words)
 
 
 def _option(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return [flag, _text(value)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

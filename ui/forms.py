@@ -6,19 +6,22 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import gradio as gr
 
-from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, from_dict
+from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, from_dict, type_name
 from core.errors import ConfigError
+from core.methods import listed, methods
 from ui.i18n import Translator
 
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "optim": OptimConfig, "": TrainConfig}
+OPTIONS = "method_options"
 # Written as patterns or lists; the page offers check boxes for the targets and leaves the rest to YAML and the CLI.
 _NOT_IN_FORM = {
-    "method", "target_modules", "target_parameters", "exclude_modules", "rank_pattern", "alpha_pattern",
-    "modules_to_save", "method_options",
+    "target_modules", "target_parameters", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save",
+    OPTIONS,
 }  # fmt: skip
 
 
@@ -26,8 +29,8 @@ _NOT_IN_FORM = {
 class FieldSpec:
     """One setting: where it lives in TrainConfig and what its metadata says."""
 
-    section: str  # adapter, data, optim, or "" for TrainConfig itself
-    name: str
+    section: str  # adapter, data, optim, method_options, or "" for TrainConfig itself
+    name: str  # for an option of a method both names: lora_drop.threshold
     type: str  # int, float, bool or str
     default: Any
     help: str
@@ -41,32 +44,53 @@ class FieldSpec:
     def elem_id(self) -> str:
         """`train-learning-rate` for learning_rate; r and lora_alpha go by the names people use."""
         plain = {"r": "rank", "lora_alpha": "alpha"}.get(self.name, self.name)
-        return f"train-{plain.replace('_', '-')}"
+        return f"train-{plain.replace('_', '-').replace('.', '-')}"
+
+    @property
+    def method(self) -> str:
+        """The method whose option it is; empty for a setting of all."""
+        return self.name.partition(".")[0] if self.section == OPTIONS else ""
+
+    @property
+    def leaf(self) -> str:
+        """The name without the method's."""
+        return self.name.rpartition(".")[2]
 
 
-def fields() -> list[FieldSpec]:
-    """Every setting that the form shows, basic ones first, in the order of the dataclasses."""
+@cache
+def fields() -> tuple[FieldSpec, ...]:
+    """Every setting that the form shows: basic ones first, then the dataclasses' others, then the methods' own."""
     found = [spec for section, kind in SECTIONS.items() for spec in _fields_of(section, kind)]
-    return sorted(found, key=lambda spec: not spec.basic)
+    return (*sorted(found, key=lambda spec: not spec.basic), *(spec for name in listed() for spec in options(name)))
 
 
-def _fields_of(section: str, kind: type) -> Iterator[FieldSpec]:
+def options(method: str) -> list[FieldSpec]:
+    """The settings that only one method has; lists of names are filled in by training."""
+    kind = methods.get(method).options
+    found = _fields_of(OPTIONS, kind, f"{method}.") if kind else ()
+    return [spec for spec in found if not spec.type.startswith("tuple")]
+
+
+def _fields_of(section: str, kind: type, prefix: str = "") -> Iterator[FieldSpec]:
     for item in dataclasses.fields(kind):
         if item.name in _NOT_IN_FORM or item.name in SECTIONS:
             continue
         about = item.metadata
         yield FieldSpec(
-            section, item.name, str(item.type), item.default, about["help"], about["minimum"], about["maximum"],
-            tuple(about["choices"]), about["unit"], about["basic"],
+            section, f"{prefix}{item.name}", type_name(item), item.default, about["help"],
+            about["minimum"], about["maximum"], tuple(about["choices"]), about["unit"], about["basic"],
         )  # fmt: skip
 
 
-def component(spec: FieldSpec, t: Translator) -> gr.components.Component:
-    """The Gradio component of one setting, labelled, explained and bounded."""
-    label = t(f"field.{spec.name}")
+def component(spec: FieldSpec, t: Translator, **look: Any) -> gr.components.Component:
+    """The Gradio component of one setting, labelled, explained and bounded; `look` goes to Gradio as it is."""
+    label = t(f"option.{spec.leaf}") if spec.method else t(f"field.{spec.name}")
     if spec.unit:
         label = f"{label} ({t(f'unit.{spec.unit}')})"
     shared: dict[str, Any] = {"label": label, "info": t.help(spec.name, spec.help), "elem_id": spec.elem_id}
+    shared |= look
+    if spec.name == "method":
+        return gr.Dropdown(_method_choices(t), value=spec.default, filterable=False, **shared)
     if spec.choices:
         choices = [(t.known(f"choice.{choice}", choice), choice) for choice in spec.choices]
         return gr.Dropdown(choices, value=spec.default, filterable=False, **shared)
@@ -77,6 +101,14 @@ def component(spec: FieldSpec, t: Translator) -> gr.components.Component:
     return gr.Number(value=spec.default, precision=0 if whole else None, step=1 if whole else _step(spec), **shared)
 
 
+def _method_choices(t: Translator) -> list[tuple[str, str]]:
+    """Every method by its title and what sets it apart."""
+    return [
+        (" · ".join(t.sentence(words) for words in (about.title, about.hint) if words), name)
+        for name, about in listed().items()
+    ]
+
+
 def _step(spec: FieldSpec) -> float:
     """How far the arrows of a number field go: a power of ten that suits the default."""
     if not spec.default:
@@ -85,19 +117,41 @@ def _step(spec: FieldSpec) -> float:
 
 
 def nested(values: Mapping[str, Any], targets: Any) -> dict[str, Any]:
-    """Form values by field name as the nested data that `from_dict` takes.
+    """Form values by field name as the nested data that `from_dict` takes; what the method does not use is left out.
 
     ConfigError names the field that is empty.
     """
-    data: dict[str, Any] = {"adapter": {"target_modules": targets}, "data": {}, "optim": {}}
+    data: dict[str, Any] = {"adapter": {OPTIONS: {}}, "data": {}, "optim": {}}
+    method = values["method"]
+    if "target_modules" in methods.get(method).uses:
+        data["adapter"]["target_modules"] = targets
     for spec in fields():
+        if not is_shown(spec, method):
+            continue
         value = values[spec.name]
         if value is None:
-            raise ConfigError(f"{spec.name} is empty.", f"The default is {spec.default}.")
+            raise ConfigError(f"{spec.leaf} is empty.", f"The default is {spec.default}.")
         if spec.type == "float":
             value = float(value)
-        (data[spec.section] if spec.section else data)[spec.name] = value
+        if not spec.method:
+            (data[spec.section] if spec.section else data)[spec.name] = value
+        elif value != spec.default:
+            data["adapter"][OPTIONS][spec.leaf] = value
     return data
+
+
+def is_shown(spec: FieldSpec, method: str) -> bool:
+    """Whether a setting means something to a method."""
+    if spec.section == "adapter" and spec.name != "method":
+        return spec.name in methods.get(method).uses
+    return spec.method in ("", method)
+
+
+def suggested(method: str) -> dict[str, Any]:
+    """What fits a method better than the general defaults, for the fields that some method has a suggestion for."""
+    usual = {spec.name: spec.default for spec in fields()}
+    named = {name for about in listed().values() for name in about.suggested}
+    return {name: methods.get(method).suggested.get(name, usual[name]) for name in named}
 
 
 def config_from(values: Mapping[str, Any], targets: Any) -> TrainConfig:
@@ -108,4 +162,8 @@ def config_from(values: Mapping[str, Any], targets: Any) -> TrainConfig:
 def values_from(config: TrainConfig) -> dict[str, Any]:
     """The form values of a config, by field name: the inverse of `config_from`."""
     holders = {"adapter": config.adapter, "data": config.data, "optim": config.optim, "": config}
-    return {spec.name: getattr(holders[spec.section], spec.name) for spec in fields()}
+    own = {f"{config.adapter.method}.{name}": value for name, value in config.adapter.method_options.items()}
+    return {
+        spec.name: own.get(spec.name, spec.default) if spec.method else getattr(holders[spec.section], spec.name)
+        for spec in fields()
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from core.errors import StudioError
 from studio.views import Check, PlanView
 from ui.fragments import SYMBOLS, callout, esc, readings
@@ -12,8 +10,8 @@ from ui.plots import memory_bar, target_bars
 from ui.quantities import bytes_text, count_text, duration_text, share_text
 
 
-def plan_card(plan: PlanView, per_target: Mapping[str, int], t: Translator) -> str:
-    """The card's HTML; `per_target` is the number of trainable parameters of every kind of layer."""
+def plan_card(plan: PlanView, t: Translator) -> str:
+    """The card's HTML."""
     share = plan.trainable_parameters / plan.total_parameters if plan.total_parameters else 0.0
     figures = {
         t("plan.rows"): f"{plan.rows:,}",
@@ -29,7 +27,7 @@ def plan_card(plan: PlanView, per_target: Mapping[str, int], t: Translator) -> s
         f"<h3>{esc(t('plan.memory'))}</h3>"
         f"{memory_bar(plan.memory, plan.memory_total_bytes, plan.memory_free_bytes, t)}"
         f'<h3>{esc(t("plan.trainable"))} <b id="trainable-parameters">{esc(trainable)}</b></h3>'
-        f"{target_bars(per_target, t)}"
+        f"{target_bars(plan.trainable_by_target, t)}"
         f"<h3>{esc(t('plan.checks'))}</h3>{checklist(plan.checks, t)}"
     )
 

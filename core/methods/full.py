@@ -24,6 +24,11 @@ class Full(Method):
     learning_rate_factor = 0.05
 
     @classmethod
+    def trains_matrices(cls, config: AdapterConfig) -> bool:
+        """All of them."""
+        return True
+
+    @classmethod
     def trainable_parameters(cls, info: ModelInfo, config: AdapterConfig) -> int:
         """All of them."""
         return info.parameters

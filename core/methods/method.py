@@ -73,6 +73,11 @@ class Method:
             )
 
     @classmethod
+    def trains_matrices(cls, config: AdapterConfig) -> bool:
+        """Whether matrices of the base itself train, which a base in 4 or 8 bits rules out."""
+        return False
+
+    @classmethod
     def targets(cls, info: ModelInfo, config: AdapterConfig) -> tuple[Target, ...]:
         """The layers of a model that get an adapter."""
         return selected_targets(info, config)

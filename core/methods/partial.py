@@ -49,6 +49,11 @@ class Partial(Method):
         return 0.1 if PartialOptions(**config.method_options).part == "last_blocks" else 1.0
 
     @classmethod
+    def trains_matrices(cls, config: AdapterConfig) -> bool:
+        """Those of the last blocks; norms and output layer are never quantised."""
+        return bool(PartialOptions(**config.method_options).part == "last_blocks")
+
+    @classmethod
     def check_model(cls, info: ModelInfo, config: AdapterConfig) -> None:
         """The model has that part, and that many blocks."""
         chosen_part(*_file_tensors(info), config)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+from typing import Any
 
 import gradio as gr
 import pytest
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, from_dict, to_dict
 from core.errors import ConfigError
+from core.methods import listed
 from ui import forms
 from ui.command_line import train_command
 from ui.i18n import Translator
+from ui.method_fields import fitting
 
 DEFAULTS = {spec.name: spec.default for spec in forms.fields()}
 
@@ -21,10 +25,17 @@ def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
         f.name for kind in (AdapterConfig, DataConfig, OptimConfig, TrainConfig) for f in dataclasses.fields(kind)
     }
     left_out = {
-        "adapter", "data", "optim", "method", "target_modules", "target_parameters", "exclude_modules",
+        "adapter", "data", "optim", "target_modules", "target_parameters", "exclude_modules",
         "rank_pattern", "alpha_pattern", "modules_to_save", "method_options",
     }  # fmt: skip
-    assert {spec.name for spec in forms.fields()} == settings - left_out
+    assert {spec.name for spec in forms.fields() if not spec.method} == settings - left_out
+    own = {
+        f"{name}.{f.name}"
+        for name, about in listed().items()
+        if about.options
+        for f in dataclasses.fields(about.options)
+    }
+    assert {spec.name for spec in forms.fields() if spec.method} == own - {"lora_drop.kept"}
 
 
 def test_basic_settings_are_the_ones_the_config_marks() -> None:
@@ -80,17 +91,20 @@ def test_components_carry_label_help_and_default(t: Translator) -> None:
         made = forms.component(spec, t)
         assert made.label and made.info and made.elem_id == spec.elem_id
         assert made.value == spec.default
-        kinds = {bool: gr.Checkbox, int: gr.Number, float: gr.Number, str: gr.Dropdown}
+        assert not spec.choices or all(label != "" for label, _ in made.choices)
+        kinds: dict[type, type] = {bool: gr.Checkbox, int: gr.Number, float: gr.Number, str: gr.Dropdown}
         assert isinstance(made, kinds[type(spec.default)])
 
 
 def test_command_of_an_untouched_form_is_short() -> None:
-    assert train_command("m1", "d1", "", "all-linear", DEFAULTS) == "lora-studio train --model m1 --dataset d1"
+    assert train_command("m1", "d1", "", TrainConfig()) == "lora-studio train --model m1 --dataset d1"
 
 
 def test_command_spells_out_what_differs_and_quotes_it() -> None:
     changed = {**DEFAULTS, "r": 8, "learning_rate": 1e-05, "completion_only": False, "use_rslora": True}
-    command = train_command("m1", "d1", "it's; rm -rf", ["q_proj", "v_proj"], changed)
+    changed |= {"method": "delta_lora", "delta_lora.mode": "mutate", "delta_lora.delta_scale": 0.5}
+    config = forms.config_from(changed, ["q_proj", "v_proj"])
+    command = train_command("m1", "d1", "it's; rm -rf", config)
     assert "--name 'it'\"'\"'s; rm -rf'" in command
     for words in (
         "--target-modules q_proj,v_proj",
@@ -98,21 +112,61 @@ def test_command_spells_out_what_differs_and_quotes_it() -> None:
         "--learning-rate 1e-05",
         "--no-completion-only",
         "--use-rslora",
+        "--method delta_lora",
+        "--method-options delta_scale=0.5,mode=mutate",
     ):
         assert words in command
 
 
-def test_command_is_one_the_cli_takes() -> None:
+def other(spec: forms.FieldSpec) -> Any:
+    """A value that is not the default."""
+    if spec.type == "bool":
+        return not spec.default
+    if spec.choices:
+        return next(choice for choice in reversed(spec.choices) if choice != spec.default)
+    return spec.default + 1
+
+
+def flags_of(command: str) -> dict[str, Any]:
+    """A command's options as the CLI hands them to its function."""
     from typer.main import get_command
 
     from studio.cli import app
 
     train = get_command(app).commands["train"]  # type: ignore[attr-defined]
-    changed = {
-        spec.name: (not spec.default if spec.type == "bool" else spec.choices[-1] if spec.choices else spec.default + 1)
-        for spec in forms.fields()
-    }
-    flags = [word for word in train_command("m", "d", "n", ["a"], changed).split() if word.startswith("--")]
-    known = {option for parameter in train.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert len(flags) == len(changed) + 4
-    assert set(flags) <= known
+    return dict(train.make_context("train", shlex.split(command)[2:]).params)
+
+
+@pytest.mark.parametrize("method", list(listed()))
+def test_form_command_and_job_file_are_the_same_job(method: str) -> None:
+    """Every field changed that the method has: the command line and the YAML give back the very config."""
+    from studio.commands.flags import train_config
+    from studio.spec import from_yaml, to_yaml
+
+    values = {spec.name: other(spec) for spec in forms.fields() if spec.name != "method" and _can_change(spec)}
+    values = {**DEFAULTS, **values, "method": method}
+    config = forms.config_from(values, ["q_proj"])
+    assert config.adapter.method == method
+    assert config.adapter.method_options.keys() == {s.leaf for s in forms.options(method) if _can_change(s)}
+    assert train_config(flags_of(train_command("m", "d", "n", config)), TrainConfig()) == config
+    assert from_yaml(to_yaml("n", "m", "d", config))["train"] == config
+
+
+def _can_change(spec: forms.FieldSpec) -> bool:
+    """Not what would leave its range, and not what only fits with other settings."""
+    is_bound = spec.type == "float" and spec.maximum is not None and spec.default + 1 > spec.maximum
+    return not is_bound and spec.name not in {"multi_label", "task", "dynamic_rank.nested"}
+
+
+def test_a_picked_method_brings_what_suits_it_and_takes_it_along() -> None:
+    """VeRA's rank comes with VeRA and goes with it; a rank that somebody typed stays."""
+    assert fitting("vera", DEFAULTS) == {"r": 256}
+    assert fitting("lora", {**DEFAULTS, "r": 256}) == {"r": 16}
+    assert fitting("rslora", {**DEFAULTS, "r": 7}) == {}
+
+
+def test_fields_of_other_methods_do_not_count() -> None:
+    values = {**DEFAULTS, "method": "prompt", "r": 0, "lora_dropout": 0.5, "lora_drop.top_n": 0}
+    assert forms.config_from(values, []).adapter.method == "prompt"
+    with pytest.raises(ConfigError, match="tokens is 0"):
+        forms.config_from({**values, "prompt.tokens": 0}, [])

@@ -13,6 +13,7 @@ import pytest
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
 from core.data.formats import formats
+from core.methods import methods
 from ui import forms
 from ui.i18n import LANGUAGES, Translator
 
@@ -75,13 +76,26 @@ def test_chinese_is_chinese() -> None:
 def test_every_setting_has_a_label_and_a_chinese_help() -> None:
     named = {spec.name for spec in forms.fields()}
     helped = json.loads((ROOT / "ui/i18n/help_zh.json").read_text("utf-8"))
-    assert {f"field.{name}" for name in named} == {key for key in STRINGS["en"] if key.startswith("field.")}
+    labels = {f"option.{spec.leaf}" if spec.method else f"field.{spec.name}" for spec in forms.fields()}
+    assert labels == {key for key in STRINGS["en"] if key.startswith(("field.", "option."))}
     assert helped.keys() == named
     t = Translator("en")
     for kind in (AdapterConfig, DataConfig, OptimConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name in named:
                 assert t.help(field.name, field.metadata["help"]) == field.metadata["help"]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_is_explained_in_chinese(name: str) -> None:
+    """Its title unless that is a name such as LoRA, its hint, its summary, why it cannot be merged, its choices."""
+    about, t = methods.get(name), Translator("zh")
+    for words in (about.hint, about.summary, about.why_unmergeable()):
+        assert not words or t.sentence(words) != words, words
+    assert re.search("[\u4e00-\u9fff]", t.sentence(about.title)) or "LoRA" in about.title or " " not in about.title
+    for spec in forms.options(name):
+        for choice in spec.choices:
+            assert f"choice.{choice}" in STRINGS["en"], f"{spec.name} {choice}"
 
 
 @pytest.mark.parametrize("name", formats.names())

@@ -34,8 +34,9 @@ def job(job_id: str = "j1", **changes: Any) -> JobView:
 
 def plan(*checks: Check) -> PlanView:
     return PlanView(
-        checks, 95, 5, 36, 4000, 1_000_000, 100_000_000, None, {"weights": 2**30}, 2**30, 2**32, 2**20, "cpu"
-    )
+        checks, 95, 5, 36, 4000, 1_000_000, 100_000_000, None, {"weights": 2**30}, 2**30, 2**32, 2**20, "cpu",
+        trainable_by_target={"q_proj": 500_000},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -63,13 +64,14 @@ def test_a_damaged_draft_is_no_harm(studio: Studio, t: Translator) -> None:
     tab.layout()
     for draft in (None, [], "x", {"values": {"gone": 3}, "dataset": "gone", "targets": ["gone"]}):
         shown = tab.restored(draft)  # type: ignore[arg-type]
-        assert shown[tab.inputs["r"]] == 16
+        assert shown[tab.inputs["r"]]["value"] == 16
 
 
 def test_presets_are_recognised_and_the_middle_one_is_the_default() -> None:
     for name, (epochs, rank, _) in PRESETS.items():
-        assert _preset_of({"epochs": epochs, "r": rank}) == name
-    assert _preset_of({"epochs": 3, "r": 12}) is None
+        assert _preset_of({"epochs": epochs, "r": rank, "method": "lora"}) == name
+    assert _preset_of({"epochs": 3, "r": 12, "method": "lora"}) is None
+    assert _preset_of({"epochs": 3, "r": 12, "method": "adalora"}) == "balanced"
     assert PRESETS["balanced"] == (3.0, 16, 0)
 
 
@@ -81,7 +83,7 @@ def test_start_label_names_the_first_error(t: Translator) -> None:
 
 
 def test_plan_card_tells_figures_and_checks_in_words(t: Translator) -> None:
-    card = plan_card(plan(Check("error", "Bad <b>.", "Mend it.")), {"q_proj": 500_000}, t)
+    card = plan_card(plan(Check("error", "Bad <b>.", "Mend it.")), t)
     for words in ("1.0 M", "1.00 %", t("plan.time_unknown"), "500.0 k", t("level.error"), "Mend it.", "&lt;b&gt;"):
         assert words in card
     assert checklist((), t) == '<ul class="checks"></ul>'

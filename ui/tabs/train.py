@@ -9,6 +9,7 @@ import gradio as gr
 
 from core.config import TrainConfig
 from core.errors import ConfigError, StudioError
+from core.methods import methods
 from studio.service import Studio
 from studio.spec import to_yaml
 from studio.views import ModelView, PlanView, TargetView
@@ -17,6 +18,7 @@ from ui.command_line import train_command
 from ui.fragments import esc, heading
 from ui.handlers import Updates, guarded
 from ui.i18n import Translator
+from ui.method_fields import METHOD, MethodFields, fitting
 from ui.page import Page, Tab, new_key, remembered, request_key, unchecked
 from ui.plan_card import cannot_plan, plan_card, start_label
 from ui.quantities import count_text
@@ -38,6 +40,7 @@ class TrainTab(Tab):
         # Outside the tab's own context: Gradio fills what is inside a tab only once the tab is opened.
         self.draft = remembered({}, "train-draft")
         self.key = request_key("train-key")
+        self.method = MethodFields(t)
 
     def layout(self) -> None:
         """Form left, plan right."""
@@ -46,7 +49,8 @@ class TrainTab(Tab):
         with gr.Row(elem_classes="split"):
             with gr.Column(scale=7, min_width=340):
                 self._layout_basic()
-                self._layout_targets()
+                with self.method.of_places(elem_classes="card"):
+                    self._layout_targets()
                 self._layout_advanced()
             with gr.Column(scale=5, min_width=340, elem_classes="card sticky"):
                 self._layout_plan()
@@ -72,6 +76,8 @@ class TrainTab(Tab):
                 self.preset = gr.Radio(
                     presets, value="balanced", label=t("train.preset"), elem_id="train-preset", scale=3
                 )
+            self.method.layout()
+            self.inputs |= self.method.inputs
             with gr.Row(elem_classes="numbers"):
                 for spec in self.fields.values():
                     if spec.basic:
@@ -79,16 +85,15 @@ class TrainTab(Tab):
 
     def _layout_targets(self) -> None:
         t = self.t
-        with gr.Column(elem_classes="card"):
-            gr.HTML(heading(t("train.targets_title"), t("train.targets_text")))
-            self.targets = unchecked(
-                gr.CheckboxGroup(
-                    [], label=t("train.targets"), elem_id="train-targets", elem_classes="targets", show_label=False
-                )
+        gr.HTML(heading(t("train.targets_title"), t("train.targets_text")))
+        self.targets = unchecked(
+            gr.CheckboxGroup(
+                [], label=t("train.targets"), elem_id="train-targets", elem_classes="targets", show_label=False
             )
-            with gr.Row(elem_classes="buttons"):
-                self.all_linear = gr.Button(t("train.all_linear"), elem_id="train-all-linear", size="sm")
-                self.attention = gr.Button(t("train.attention_only"), elem_id="train-attention-only", size="sm")
+        )
+        with gr.Row(elem_classes="buttons"):
+            self.all_linear = gr.Button(t("train.all_linear"), elem_id="train-all-linear", size="sm")
+            self.attention = gr.Button(t("train.attention_only"), elem_id="train-attention-only", size="sm")
 
     def _layout_advanced(self) -> None:
         t = self.t
@@ -97,7 +102,7 @@ class TrainTab(Tab):
                 gr.HTML(f"<h3>{esc(t(f'train.section_{section or _RUN}'))}</h3>")
                 with gr.Row(elem_classes="numbers"):
                     for spec in self.fields.values():
-                        if spec.section == section and not spec.basic:
+                        if spec.section == section and spec.name not in self.inputs:
                             self.inputs[spec.name] = forms.component(spec, t)
 
     def _layout_plan(self) -> None:
@@ -128,17 +133,24 @@ class TrainTab(Tab):
         """What a change of the form renews."""
         return [self.plan, self.start, self.command, self.yaml, self.preset, self.message]
 
+    @property
+    def method_outputs(self) -> list[Any]:
+        """What a change of the method renews: its fields, and the plan."""
+        return [*self.method.outputs(self.inputs), *self.plan_outputs]
+
     def wire(self, page: Page) -> None:
         """Connect form, plan and start."""
         safe = guarded(self.message, self.t)
         plan = safe(self._plan)
-        inputs: list[Any] = list(self.inputs.values())
-        changes = [part.change for part in (self.dataset, self.name, self.targets, *inputs)]
+        inputs: list[Any] = [part for name, part in self.inputs.items() if name != METHOD]
+        changes = [part.change for part in [self.dataset, self.name, self.targets, *inputs]]
         self.listen(self._on(changes), plan, self.form, self.plan_outputs, trigger_mode="always_last")
+        method: Any = self.inputs[METHOD]
+        self.listen(method.change, safe(self._method_chosen), self.form, self.method_outputs)
         choices = [self.targets, *self.plan_outputs]
         self.listen(self.model.change, safe(self._model_chosen), self.form, choices)
         self._wire_choices()
-        self._wire_draft(changes)
+        self._wire_draft([*changes, method.change])
         self._wire_start(page)
 
     def _wire_choices(self) -> None:
@@ -195,6 +207,8 @@ class TrainTab(Tab):
         draft = draft if isinstance(draft, dict) else {}
         kept, name = draft.get("values", {}), draft.get("name", "")
         values = {key: kept.get(key, self.fields[key].default) for key in self.inputs}
+        if values[METHOD] not in methods.names():
+            values[METHOD] = self.fields[METHOD].default  # of a later version
         datasets, models = self._choices()
         dataset = _known_or_first(draft.get("dataset"), datasets)
         model = _known_or_first(draft.get("model"), models)
@@ -203,6 +217,7 @@ class TrainTab(Tab):
         return {
             **self.refreshed(dataset, model), self.targets: group, self.name: name,
             **{self.inputs[key]: value for key, value in values.items()},
+            **self.method.shown(values[METHOD], self.inputs, values),
             **self._plan(dataset, model, name, ticked, *values.values()),
         }  # fmt: skip
 
@@ -221,7 +236,7 @@ class TrainTab(Tab):
     @property
     def restored_outputs(self) -> list[Any]:
         """The components that `restored` fills."""
-        return [*self.form, *self.plan_outputs]
+        return [*dict.fromkeys([*self.form, *self.method_outputs])]
 
     def _model(self, model_id: str | None) -> ModelView | None:
         return next((model for model in self.studio.models() if model.id == model_id), None)
@@ -245,6 +260,13 @@ class TrainTab(Tab):
         group, ticked = self._targets_of(chosen, targets if fits else None)
         return {self.targets: group, **self._plan(dataset, model, name, ticked, *values)}
 
+    def _method_chosen(self, dataset: str, model: str, name: str, targets: list[str], *values: Any) -> Updates:
+        settings = dict(zip(self.inputs, values, strict=True))
+        changed = fitting(settings[METHOD], settings)
+        settings |= changed
+        fields = self.method.shown(settings[METHOD], self.inputs, changed)
+        return {**fields, **self._plan(dataset, model, name, targets, *settings.values())}
+
     def _tick(self, model_id: str, group: str) -> Updates:
         model = self._model(model_id)
         targets = model.targets if model else ()
@@ -254,12 +276,15 @@ class TrainTab(Tab):
     def _preset(self, name: str, *form: Any) -> Updates:
         epochs, rank, evaluations = PRESETS[name]
         every = 0
+        dataset, model, run, targets, *values = form
+        settings = {**dict(zip(self.inputs, values, strict=True)), "epochs": epochs, "eval_every": 0}
+        if _sets_rank(settings[METHOD]):
+            settings["r"] = rank
         if evaluations:
-            dataset, model, run, targets, *values = form
-            settings = {**dict(zip(self.inputs, values, strict=True)), "epochs": epochs, "r": rank, "eval_every": 0}
             plan = self._try_plan(dataset, model, run, targets, settings)
             every = max(1, round(plan.steps / evaluations)) if isinstance(plan, PlanView) else 0
-        return {self.inputs["epochs"]: epochs, self.inputs["r"]: rank, self.inputs["eval_every"]: every}
+        changed = {"epochs": epochs, "r": settings["r"], "eval_every": every}
+        return {self.inputs[key]: value for key, value in changed.items()}
 
     # -- planning and starting
 
@@ -291,23 +316,14 @@ class TrainTab(Tab):
                 self.command: "", self.yaml: "", self.preset: _preset_of(settings), self.message: "",
             }  # fmt: skip
         config = self._config(model, ticked, settings)
-        per_target = self._trainable(model, ticked, config.adapter.r)
         return {
-            self.plan: plan_card(plan, per_target, self.t),
+            self.plan: plan_card(plan, self.t),
             self.start: gr.Button(start_label(plan, self.t), interactive=plan.can_start),
-            self.command: train_command(
-                model or "", dataset or "", name or "", config.adapter.target_modules, settings
-            ),
+            self.command: train_command(model or "", dataset or "", name or "", config),
             self.yaml: to_yaml(name or "", model or "", dataset or "", config),
             self.preset: _preset_of(settings),
             self.message: "",
         }
-
-    def _trainable(self, model_id: str | None, ticked: list[str], rank: int) -> dict[str, int]:
-        model = self._model(model_id)
-        targets = [x for x in model.targets if x.name in (ticked or ())] if model else []
-        # Two matrices a layer, r x in and out x r; kinds with several shapes share their count evenly.
-        return {x.name: x.count * rank * sum(a + b for a, b in x.shapes) // max(1, len(x.shapes)) for x in targets}
 
     def _start(self, key: str, form: tuple[Any, ...]) -> str:
         dataset, model, name, ticked, *values = form
@@ -322,8 +338,15 @@ class TrainTab(Tab):
 
 def _preset_of(settings: dict[str, Any]) -> str | None:
     """The preset that the settings are those of, so that the form never names one that it does not follow."""
-    wanted = (settings["epochs"], settings["r"])
-    return next((name for name, (epochs, rank, _) in PRESETS.items() if (epochs, rank) == wanted), None)
+    for name, (epochs, rank, _) in PRESETS.items():
+        if settings["epochs"] == epochs and (settings["r"] == rank or not _sets_rank(settings[METHOD])):
+            return name
+    return None
+
+
+def _sets_rank(method: str) -> bool:
+    """Whether a preset sets the rank; not of methods for which ranks are not as large as LoRA's."""
+    return "r" in methods.get(method).uses and "r" not in methods.get(method).suggested
 
 
 def _known_or_first(wanted: str | None, choices: list[Choice]) -> str | None:
