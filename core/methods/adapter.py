@@ -35,6 +35,7 @@ class Bottleneck(Method):
     options = BottleneckOptions
     uses = frozenset({"target_modules", "exclude_modules", "modules_to_save"})
     merges = False
+    unmergeable = "its layers bend what passes through them, and no matrix can do that"
     layers = frozenset({"linear", "conv1d"})
     learning_rate_factor = 1.0
 
