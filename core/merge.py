@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from core.adapters.base import merged_weight
+from core.adapters.merged_weight import merged_weight
 from core.adapters.merging import check_mergeable
 from core.errors import ConfigError
 from core.export.huggingface import (

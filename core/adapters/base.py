@@ -19,7 +19,6 @@ from core.errors import AdapterError, ConfigError
 from core.quantize.linear import QuantizedLinear
 from core.registry import Registry
 
-BLOCK_ELEMENTS = 1 << 22  # weights merged at once: 32 MiB in float64
 ALL_ROWS = slice(None)
 
 
@@ -121,6 +120,14 @@ class Adapter(nn.Module):
         """(A (r, in), B (out, r)) in float64 with the change as B A (out, in), scale folded in; None without such."""
         return None
 
+    def weight_factors(self) -> tuple[Tensor, Tensor] | None:
+        """The same change as L (rows, r) times R (r, columns) in the weight's own layout; None without such."""
+        factors = self.lora_factors()
+        if factors is None:
+            return None
+        a, b = factors
+        return (a.T, b.T) if getattr(self, "is_transposed", False) else (b, a)
+
     @property
     def virtual_tokens(self) -> int:
         """Positions before the prompt that this adapter fills in; they come as ids -1, -2, ... (`core.prompt`)."""
@@ -186,39 +193,3 @@ def weight_like(base: nn.Module) -> Tensor:
 def weight_value(base: nn.Module) -> Tensor:
     """A module's frozen weight in its own layout; of a quantised one its value, (out, in), worked out at every call."""
     return base.weight if isinstance(base, QuantizedLinear) else base.get_parameter("weight")
-
-
-@torch.no_grad()
-def merged_weight(weight: Tensor, active: list[Adapter], dtype: torch.dtype | None = None) -> Tensor:
-    """Return `weight` with the adapters in it: float64 sums over blocks of rows, rounded to `dtype`, or its own, once.
-
-    MPS has no float64; there the sums are float32.
-    """
-    wide = torch.float32 if weight.device.type == "mps" else torch.float64
-    step = max(1, BLOCK_ELEMENTS // max(1, weight[:1].numel()))
-    if not all(adapter.is_blockwise for adapter in active):
-        step = weight.shape[0]
-    merged = torch.empty_like(weight, dtype=dtype)
-    for start in range(0, weight.shape[0], step):
-        rows = slice(start, start + step)
-        block = weight[rows].to(wide)
-        for adapter in active:
-            block = adapter.merge_block(block, rows)
-        merged[rows] = round_once(block, merged.dtype)
-    return merged
-
-
-def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast float64 to `dtype` with one rounding to nearest even.
-
-    torch goes from float64 to 16 bits by way of float32, and a value that the first rounding puts half-way between two
-    16-bit numbers may then fall on the wrong side (1 weight in 100,000). Those are nudged back towards the exact value.
-    """
-    if exact.dtype != torch.float64 or dtype.itemsize >= 4:
-        return exact.to(dtype)
-    single = exact.float()
-    halfway = (single.view(torch.int32) & 0xFFF == 0).nonzero(as_tuple=True)  # all ties have these bits clear
-    close, true = single[halfway], exact[halfway]
-    towards = torch.where(true > close, torch.inf, torch.where(true < close, -torch.inf, close.double())).float()
-    single[halfway] = torch.nextafter(close, towards)
-    return single.to(dtype)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.adapters.base import Adapter, merged_weight
+from core.adapters.base import Adapter
+from core.adapters.merged_weight import merged_weight
 from core.errors import AdapterError
 from core.quantize.linear import QuantizedLinear
 

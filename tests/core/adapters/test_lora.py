@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from core.adapters import adapter_parameters, adapter_state_dict, inject, merge, unmerge
-from core.adapters.base import merged_weight, round_once
+from core.adapters.merged_weight import merged_weight, round_once
 from core.config import AdapterConfig
 from core.ops.dropout import draw_seed, dropout_reference
 from tests.core.adapters.tiny import gemma3, gpt2, llama, logits, shake, tokens
@@ -183,7 +183,8 @@ def test_blocks_of_rows_give_the_whole_merge(monkeypatch: pytest.MonkeyPatch) ->
     model = one_layer(Conv1D(4, 50))
     adapter, weight = model[0].adapter("default"), model[0].base_layer.weight.detach()
     whole = weight + adapter.delta_weight()
-    monkeypatch.setattr("core.adapters.base.BLOCK_ELEMENTS", 12)  # three rows at a time
+    for size in ("BLOCK_ELEMENTS", "CACHED_ELEMENTS"):
+        monkeypatch.setattr(f"core.adapters.merged_weight.{size}", 12)  # three rows at a time
     assert torch.allclose(merged_weight(weight, [adapter]), whole, atol=1e-15, rtol=0)
 
 

@@ -1,0 +1,113 @@
+"""A weight with adapters in it, every value the exact sum rounded once to the weight's own number format.
+
+Float64 throughout would do, at ten times the price. A change that is a product of two small factors is added in float32
+instead, with a bound on the error: where both ends of the bound round to the same 16-bit number, the exact sum does
+too. The few values for which they differ are worked out again in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.adapters.base import Adapter
+
+BLOCK_ELEMENTS = 1 << 22  # weights merged at once: 32 MiB in float64
+CACHED_ELEMENTS = 1 << 20  # of the float32 way, whose several passes over a block should stay in the cache
+FEW = 16  # where more than one value in so many is unsure, all of a block are worked out in float64
+UNIT = 2.0**-24  # a float32 is off by at most this much of itself
+Factors = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, active: list[Adapter], dtype: torch.dtype | None = None) -> Tensor:
+    """Return `weight` with the adapters in it: the exact sums, rounded to `dtype`, or its own, once.
+
+    MPS has no float64; there the sums are float32.
+    """
+    dtype = dtype or weight.dtype
+    factors = _factors(weight, active)
+    if factors is None or not _has_exact_float32(weight):
+        return _summed(weight, active, dtype)
+    return _summed_from(weight, *factors, dtype) if dtype.itemsize < 4 else _summed_wide(weight, *factors, dtype)
+
+
+def _factors(weight: Tensor, active: list[Adapter]) -> Factors | None:
+    """The whole change as L (rows, r) times R (r, columns), in float64; None where it is none, or not a small one."""
+    parts = [adapter.weight_factors() for adapter in active]
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts) or weight.ndim != 2:
+        return None
+    left, right = torch.cat([part[0] for part in known], 1), torch.cat([part[1] for part in known], 0)
+    is_small = 0 < 2 * left.shape[1] <= min(weight.shape)
+    return (left.to(weight.device), right.to(weight.device)) if is_small else None
+
+
+def _has_exact_float32(weight: Tensor) -> bool:
+    """Whether float32 products are that, not the TF32 or bfloat16 that some settings allow in their place."""
+    return weight.device.type != "mps" and torch.get_float32_matmul_precision() == "highest"
+
+
+def _blocks(weight: Tensor, elements: int) -> list[slice]:
+    step = max(1, elements // max(1, weight[:1].numel()))
+    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+
+
+def _summed(weight: Tensor, active: list[Adapter], dtype: torch.dtype) -> Tensor:
+    """Any adapters: sums in float64 over blocks of rows, or over all at once where an adapter needs that."""
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64
+    elements = BLOCK_ELEMENTS if all(adapter.is_blockwise for adapter in active) else max(1, weight.numel())
+    merged = torch.empty_like(weight, dtype=dtype)
+    for rows in _blocks(weight, elements):
+        block = weight[rows].to(wide)
+        for adapter in active:
+            block = adapter.merge_block(block, rows)
+        merged[rows] = round_once(block, dtype)
+    return merged
+
+
+def _summed_wide(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """To 32 bits or more: in float64, with no tensor of the size of the weight beside the result."""
+    merged = torch.empty_like(weight, dtype=dtype)
+    for rows in _blocks(weight, CACHED_ELEMENTS):
+        merged[rows] = torch.addmm(weight[rows].double(), left[rows], right).to(dtype)
+    return merged
+
+
+def _summed_from(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """To 16 bits: in float32, and again in float64 where that does not settle the rounding."""
+    merged = torch.empty_like(weight, dtype=dtype)
+    narrow, columns = (left.float(), right.float()), right.T.contiguous()
+    reach = left.norm(dim=1, keepdim=True) * right.norm(dim=0).max()  # (rows, 1); Cauchy and Schwarz: >= sum |l r|
+    terms = left.shape[1] + 8  # roundings of r + 1 terms, of the factors themselves, and of the bound's two ends
+    for rows in _blocks(weight, CACHED_ELEMENTS):
+        block = weight[rows].to(torch.float32, copy=True)
+        size = reach[rows] + block.abs().amax(1, keepdim=True)
+        slack = (terms * UNIT * size + 1e-36).float()  # Higham 2002, section 3.1; the last term is for underflow
+        block.addmm_(narrow[0][rows], narrow[1])
+        low = block.sub_(slack).to(dtype)
+        high = block.add_(slack, alpha=2).to(dtype)
+        row, column = torch.ne(low.view(torch.int16), high.view(torch.int16)).nonzero(as_tuple=True)
+        if len(row) * FEW > block.numel():
+            merged[rows] = round_once(torch.addmm(weight[rows].double(), left[rows], right), dtype)
+            continue
+        exact = (left[rows][row] * columns[column]).sum(1) + weight[rows][row, column].double()
+        low[row, column] = round_once(exact, dtype)
+        merged[rows] = low
+    return merged
+
+
+def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast float64 to `dtype` with one rounding to nearest even.
+
+    torch goes from float64 to 16 bits by way of float32, and a value that the first rounding puts half-way between two
+    16-bit numbers may then fall on the wrong side (1 weight in 100,000). Those are nudged back towards the exact value.
+    """
+    if exact.dtype != torch.float64 or dtype.itemsize >= 4:
+        return exact.to(dtype)
+    single = exact.float()
+    halfway = (single.view(torch.int32) & 0xFFF == 0).nonzero(as_tuple=True)  # all ties have these bits clear
+    close, true = single[halfway], exact[halfway]
+    towards = torch.where(true > close, torch.inf, torch.where(true < close, -torch.inf, close.double())).float()
+    single[halfway] = torch.nextafter(close, towards)
+    return single.to(dtype)
