@@ -161,6 +161,8 @@ class Bench:
             typical = sum(seconds) / len(seconds) if group.ragged else median(seconds)
             row |= {"tokens_per_s": tokens / len(seconds) / typical, "ms": 1e3 * typical}
             row["peak_gib"] = answers[0]["peak_gib"]
+            if path := answers[0]["path"]:
+                self.result.notes.append(f"{group.title}, {side.label}: {path}")
             if not group.ragged:
                 flops = SHAPES[group.shape].useful_flops([group.length] * group.batch, group.r)
                 row["useful_tflops"] = flops / typical / 1e12

@@ -50,6 +50,7 @@ class OurSide:
         inject(self.model, self.config, seed=0)
         fill(self.model)
         self._running: Iterator[StepMetrics] = iter(())
+        self.path = ""  # what the Trainer says it runs on
 
     def start(self, rows: list[Row], batch_size: int) -> None:
         """Train on these rows from now on."""
@@ -72,4 +73,6 @@ class OurSide:
             optim=OptimConfig(learning_rate=1e-4, max_grad_norm=0.0, schedule="constant", warmup_share=0.0),
         )  # fmt: skip
         tokenizer: Any = SimpleNamespace(pad_token_id=0)
-        return Trainer(self.model, tokenizer, [], config, task=ReadyTokens(rows))
+        trainer = Trainer(self.model, tokenizer, [], config, task=ReadyTokens(rows))
+        self.path = f"{trainer.path}; attention: {trainer.micro_batches.attention or 'padded rows'}"
+        return trainer

@@ -23,6 +23,7 @@ class RivalSide:
     def __init__(self, shape: str, device: str, r: int, variant: str, scratch: Path) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False  # the exact side is float32 throughout
         self.device = device
+        self.path = ""
         self.model = _make(shape, device, r, variant, scratch).train()
         fill(self.model)
         self.autocast = variant not in NO_AUTOCAST

@@ -59,7 +59,7 @@ class Worker:
         layers = SHAPES[self.shape].layers
         rows = self.rows[: self.batch]
         self._sides.with_gradients(rows, lambda: found.append(save_gradients(self._sides.model, layers, path)))
-        return found[0]
+        return found[0] | {"path": self._sides.path}
 
     def _steps(self, count: int, warmup: int) -> Answer:
         if not self._started:
@@ -76,7 +76,7 @@ class Worker:
             tokens.append(self._sides.step())
             self._synchronize()
             seconds.append(time.perf_counter() - start)
-        return {"seconds": seconds, "tokens": tokens, "peak_gib": self._peak()}
+        return {"seconds": seconds, "tokens": tokens, "peak_gib": self._peak(), "path": self._sides.path}
 
     def _fits(self, length: int) -> Answer:
         """Whether two steps on one row of that length fit into the memory."""
