@@ -5,13 +5,18 @@ A kernel is never needed for a right result: it computes what the torch operatio
 
 from __future__ import annotations
 
+import logging
+import os
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from shutil import which
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,8 +62,16 @@ def kernels_for(x: Tensor) -> Kernels | None:
 
 @cache
 def _kernels() -> Kernels | None:
-    if torch.version.cuda is None or find_spec("triton") is None:
+    """The module, if Triton is here and can compile, for which it needs a C compiler."""
+    compiler = os.environ.get("CC") or which("gcc") or which("clang") or which("cc")
+    if torch.version.cuda is None or find_spec("triton") is None or compiler is None:
         return None
     found: Any = import_module("core.ops.triton_kernels")
     made: Kernels = found
+    trial = torch.zeros(1, 16, device="cuda")
+    try:
+        made.gate_forward(trial, trial, is_silu=True)
+    except (RuntimeError, OSError) as error:
+        logger.warning("Triton cannot compile here, so that steps take somewhat longer: %s", error)
+        return None
     return made

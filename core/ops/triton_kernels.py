@@ -1,0 +1,239 @@
+"""The elementwise and row-wise passes as Triton kernels: one read and one write each, sums in float32.
+
+Imported on CUDA devices alone (`kernels.py`). Every function computes what the plain operations of its caller compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 2048  # numbers a program works on at a time, where a row has fewer
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _norm_forward(  # type: ignore[no-untyped-def]
+    x, weight, y, rstd, rows, width, eps, offset, IS_AGAIN: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < width)
+    place = row.to(tl.int64) * width + column
+    values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if IS_AGAIN:
+        inverse = tl.load(rstd + row, mask=row < rows, other=0.0)
+    else:
+        inverse = 1.0 / tl.sqrt(tl.sum(values * values, axis=1, keep_dims=True) / width + eps)
+        tl.store(rstd + row, inverse, mask=row < rows)
+    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32) + offset
+    tl.store(y + place, (values * inverse * gain).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _norm_backward(  # type: ignore[no-untyped-def]
+    gradient, x, rstd, weight, residual, made, rows, width, offset, HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < width)
+    place = row.to(tl.int64) * width + column
+    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32) + offset
+    g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * gain
+    inverse = tl.load(rstd + row, mask=row < rows, other=0.0)
+    unit = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * inverse
+    d_x = inverse * (g - unit * (tl.sum(g * unit, axis=1, keep_dims=True) / width))
+    if HAS_RESIDUAL:
+        d_x += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(made + place, d_x.to(made.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _activate(e, IS_SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(act(e), act'(e)) for silu, or gelu with tanh."""
+    if IS_SILU:
+        sigmoid = 1.0 / (1.0 + tl.exp(-e))
+        value = e * sigmoid
+        slope = sigmoid * (1.0 + e * (1.0 - sigmoid))
+    else:
+        inner = 0.7978845608028654 * (e + 0.044715 * e * e * e)
+        tanh = 2.0 / (1.0 + tl.exp(-2.0 * inner)) - 1.0
+        value = 0.5 * e * (1.0 + tanh)
+        slope = 0.5 * (1.0 + tanh) + 0.5 * e * (1.0 - tanh * tanh) * 0.7978845608028654 * (1.0 + 0.134145 * e * e)
+    return value, slope
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_forward(  # type: ignore[no-untyped-def]
+    e, u, made, width, e_stride, u_stride, IS_SILU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(e + row * e_stride + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(u + row * u_stride + column, mask=inside, other=0.0).to(tl.float32)
+    value, _ = _activate(gate, IS_SILU)
+    tl.store(made + row * width + column, (value * up).to(made.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_backward(  # type: ignore[no-untyped-def]
+    gradient, e, u, d_e, d_u, width, e_stride, u_stride, IS_SILU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    place = row * width + column
+    g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(e + row * e_stride + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(u + row * u_stride + column, mask=inside, other=0.0).to(tl.float32)
+    value, slope = _activate(gate, IS_SILU)
+    tl.store(d_e + place, (g * up * slope).to(d_e.dtype.element_ty), mask=inside)
+    tl.store(d_u + place, (g * value).to(d_u.dtype.element_ty), mask=inside)
+    tl.store(gradient + place, (value * up).to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rope(  # type: ignore[no-untyped-def]
+    x, cos, sin, made, length, heads, size, half, batch_stride, token_stride, head_stride, angle_stride,
+    IS_BACK: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    batch, position = token // length, token % length
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    angle = batch * angle_stride + position * 2 * half + column
+    known = column < half
+    cos_1 = tl.load(cos + angle, mask=known, other=0.0).to(tl.float32)
+    cos_2 = tl.load(cos + angle + half, mask=known, other=0.0).to(tl.float32)
+    sin_1 = tl.load(sin + angle, mask=known, other=0.0).to(tl.float32)
+    sin_2 = tl.load(sin + angle + half, mask=known, other=0.0).to(tl.float32)
+    inside = (head < heads) & known
+    place = batch * batch_stride + position * token_stride + head * head_stride + column
+    first = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(x + place + half, mask=inside, other=0.0).to(tl.float32)
+    if IS_BACK:
+        turned_1 = first * cos_1 + second * sin_2
+        turned_2 = second * cos_2 - first * sin_1
+    else:
+        turned_1 = first * cos_1 - second * sin_1
+        turned_2 = second * cos_2 + first * sin_2
+    target = (token * heads + head) * size + column
+    tl.store(made + target, turned_1.to(made.dtype.element_ty), mask=inside)
+    tl.store(made + target + half, turned_2.to(made.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _mix(bits):  # type: ignore[no-untyped-def]
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B
+    return bits ^ (bits >> 16)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _dropped(  # type: ignore[no-untyped-def]
+    x, seed, made, count, threshold, scale, BLOCK: tl.constexpr,
+):  # fmt: skip
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    start = _mix(tl.load(seed).to(tl.uint32))
+    drawn = (_mix(place.to(tl.uint32) + start) & 0x7FFFFFFF).to(tl.int32)
+    values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    kept = tl.where(drawn >= threshold, values * scale, 0.0)
+    tl.store(made + place, kept.to(made.dtype.element_ty), mask=inside)
+
+
+def norm_forward(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """`rms_norm.norm_forward`."""
+    rstd = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+    return _norm(x, rstd, weight, eps, offset, is_again=False), rstd
+
+
+def norm_again(x: Tensor, rstd: Tensor, weight: Tensor, offset: float) -> Tensor:
+    """`rms_norm.norm_again`."""
+    return _norm(x, rstd, weight, 0.0, offset, is_again=True)
+
+
+def _norm(x: Tensor, rstd: Tensor, weight: Tensor, eps: float, offset: float, is_again: bool) -> Tensor:
+    x = x.contiguous()
+    made = torch.empty_like(x)
+    grid, tile = _rows_of(x)
+    _norm_forward[grid](x, weight, made, rstd, len(x), x.shape[1], eps, offset, IS_AGAIN=is_again, **tile)
+    return made
+
+
+def norm_backward(
+    gradient: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, offset: float, residual: Tensor | None
+) -> Tensor:
+    """`rms_norm.norm_backward`."""
+    x, gradient = x.contiguous(), gradient.contiguous()
+    added = gradient if residual is None else residual.contiguous()
+    made = torch.empty_like(x)
+    grid, tile = _rows_of(x)
+    _norm_backward[grid](
+        gradient, x, rstd, weight, added, made, len(x), x.shape[1], offset, HAS_RESIDUAL=residual is not None, **tile
+    )
+    return made
+
+
+def gate_forward(e: Tensor, u: Tensor, is_silu: bool) -> Tensor:
+    """`gating.gate_forward`."""
+    made = torch.empty(e.shape, dtype=e.dtype, device=e.device)
+    grid, tile = _blocks_of(e)
+    _gate_forward[grid](e, u, made, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
+    return made
+
+
+def gate_backward(gradient: Tensor, e: Tensor, u: Tensor, is_silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`gating.gate_backward`: act(e) u is written over the gradient."""
+    gradient = gradient.contiguous()
+    d_e, d_u = torch.empty_like(gradient), torch.empty_like(gradient)
+    grid, tile = _blocks_of(e)
+    _gate_backward[grid](gradient, e, u, d_e, d_u, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
+    return gradient, d_e, d_u
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:
+    """`rope.rope`, or its gradient."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    cos, sin = cos.contiguous(), sin.contiguous()
+    batch, length, heads, size = x.shape
+    half = cos.shape[-1] // 2
+    made = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block = triton.next_power_of_2(half)
+    tile = min(triton.next_power_of_2(heads), max(1, TILE // block))
+    shared = 0 if len(cos) == 1 else length * 2 * half
+    _rope[(batch * length, triton.cdiv(heads, tile))](
+        x, cos, sin, made, length, heads, size, half, *x.stride()[:3], shared, IS_BACK=is_back, HEADS=tile, BLOCK=block
+    )
+    if 2 * half < size:
+        made[..., 2 * half :] = x[..., 2 * half :]
+    return made
+
+
+def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """`dropout.dropped`."""
+    x = x.contiguous()
+    made = torch.empty_like(x)
+    grid = (triton.cdiv(x.numel(), TILE),)
+    _dropped[grid](x, seed, made, x.numel(), int(p * 2**31), 1 / (1 - p), BLOCK=TILE)
+    return made
+
+
+def _rows_of(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid and the tile of a kernel that needs whole rows."""
+    block = triton.next_power_of_2(x.shape[1])
+    rows = max(1, TILE // block)
+    warps = min(16, max(4, rows * block // 512))
+    return (triton.cdiv(len(x), rows),), {"ROWS": rows, "BLOCK": block, "num_warps": warps}
+
+
+def _blocks_of(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
+    """The grid and the tile of an elementwise kernel."""
+    block = min(TILE // 2, triton.next_power_of_2(x.shape[1]))
+    return (len(x), triton.cdiv(x.shape[1], block)), {"BLOCK": block}

@@ -1,0 +1,158 @@
+"""The fused functions on a CUDA device: kernels against plain operations, gradients against float64, graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from core.ops import dropout, gating, rms_norm, rope
+from core.ops.fast_path import FastPath
+from core.ops.kernels import kernels_for
+from core.quantize.model import quantize_model
+from tests.core.ops.families import OWN, adapted, step, tiny, worst_difference
+from tests.live import figure
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none here"),
+]
+CLOSE: dict[torch.dtype, dict[str, float]] = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+
+
+def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("width", [64, 576, 4096, 5000])
+def test_norm_kernels(dtype: torch.dtype, width: int) -> None:
+    x, g, residual = (numbers(33, width, dtype=dtype) for _ in range(3))
+    norm = rms_norm.Norm(numbers(width, dtype=dtype), 1e-5, 1.0)
+    fast = kernels_for(x)
+    assert fast is not None
+    leaf = x.float().requires_grad_()
+    wide = rms_norm.Norm(norm.weight.float(), norm.eps, norm.offset)
+    expected = rms_norm.rms_norm_reference(leaf, wide)
+    (d_x,) = torch.autograd.grad(expected, leaf, g.float())
+    y, rstd = fast.norm_forward(x, norm.weight, norm.eps, norm.offset)
+    torch.testing.assert_close(y.float(), expected, **CLOSE[dtype])
+    assert torch.equal(fast.norm_again(x, rstd, norm.weight, norm.offset), y)
+    found = fast.norm_backward(g, x, rstd, norm.weight, norm.offset, residual)
+    torch.testing.assert_close(found.float(), d_x + residual.float(), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("activation", [gating.SILU, gating.GELU_TANH], ids=lambda each: each.name)
+def test_gate_kernels(dtype: torch.dtype, activation: gating.Activation) -> None:
+    e, u = numbers(33, 2 * 1500, dtype=dtype).chunk(2, dim=-1)
+    g = numbers(33, 1500, dtype=dtype)
+    leaves = [e.float().requires_grad_(), u.float().requires_grad_()]
+    expected = gating.gate_reference(leaves[0], leaves[1], activation)
+    wanted = torch.autograd.grad(expected, leaves, g.float())
+    torch.testing.assert_close(gating.gate_forward(e, u, activation).float(), expected, **CLOSE[dtype])
+    gated, *found = gating.gate_backward(g.clone(), e, u, activation)
+    for one, other in zip([gated, *found], [expected, *wanted], strict=True):
+        torch.testing.assert_close(one.float(), other, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("width", [64, 48])
+def test_rope_kernel(dtype: torch.dtype, width: int) -> None:
+    x = numbers(2, 5, 7, 64, dtype=dtype).transpose(1, 2)
+    cos, sin = (numbers(1, 7, width, dtype=dtype) for _ in range(2))
+    leaf = x.float().requires_grad_()
+    expected = rope.rope_reference(leaf, cos.float(), sin.float())
+    (wanted,) = torch.autograd.grad(expected, leaf, expected.detach())
+    own = x.detach().requires_grad_()
+    found = rope.rope(own, cos, sin)
+    torch.testing.assert_close(found.float(), expected, **CLOSE[dtype])
+    (d_x,) = torch.autograd.grad(found, own, expected.detach().to(dtype))
+    torch.testing.assert_close(d_x.float(), wanted, rtol=5e-2 if dtype == torch.bfloat16 else 1e-4, atol=5e-2)
+
+
+def test_dropout_kernel_draws_what_plain_operations_draw() -> None:
+    x = torch.ones(100, 1000, device="cuda")
+    seed = dropout.draw_seed(x.device)
+    found = dropout.dropped(x, seed, 0.3)
+    assert torch.equal(found != 0, dropout.keep_mask(seed, x, 0.3) != 0)
+    assert 0.69 < float((found != 0).float().mean()) < 0.71
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_gradients_equal_layer_by_layer(family: str) -> None:
+    model = adapted(tiny(family)).cuda()
+    path = FastPath(model)
+    assert "all 3" in path.sentence
+    (loss, gradients), (fused_loss, fused) = step(model, None), step(model, path)
+    assert float(fused_loss) == pytest.approx(float(loss), rel=1e-5)
+    assert worst_difference(gradients, fused) < 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.2}, {"method": "dora"}], ids=str)
+def test_dropout_and_dora_equal_layer_by_layer(settings: dict[str, Any]) -> None:
+    model = adapted(tiny("Llama"), **settings).cuda()
+    (_, gradients), (_, fused) = step(model, None), step(model, FastPath(model))
+    assert worst_difference(gradients, fused) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_equals_layer_by_layer(kind: str) -> None:
+    model = tiny("Llama")
+    quantize_model(model, kind)
+    model = adapted(model).cuda()
+    (_, gradients), (_, fused) = step(model, None), step(model, FastPath(model))
+    assert worst_difference(gradients, fused) < 1e-3
+
+
+def test_bfloat16_is_no_less_exact_than_layer_by_layer() -> None:
+    model = adapted(tiny("Llama", hidden_size=256, intermediate_size=512)).cuda()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16().float()
+    _, truth = step(model, None)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    errors = [_error(step(model, path)[1], truth) for path in (None, FastPath(model))]
+    figure(f"mean gradient error in bfloat16 on CUDA: layer by layer {errors[0]:.1e}, fused {errors[1]:.1e}")
+    assert errors[1] <= errors[0] < 0.2
+
+
+def _error(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
+    return sum(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth) / len(truth)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.2}, {"method": "dora"}], ids=str)
+def test_a_step_can_be_captured_in_a_graph(settings: dict[str, Any]) -> None:
+    """Forward and backward replay without a word from the host; dropout draws anew at every replay."""
+    model = adapted(tiny("Llama"), **settings).cuda().train()
+    path = FastPath(model)
+    hidden = torch.randn(2, 16, 32, device="cuda", requires_grad=True)
+    angles = tuple(each.cuda() for each in model.model.rotary_emb(hidden, torch.arange(16, device="cuda")[None]))
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        out = model.model.layers[1](hidden, position_embeddings=angles, attention_mask=None)
+        (d_hidden,) = torch.autograd.grad(out.square().sum(), hidden)
+        return out, d_hidden
+
+    with path.running():
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            captured = run()
+        expected = None if settings.get("lora_dropout") else [each.clone() for each in run()]
+    graph.replay()
+    first = [each.clone() for each in captured]
+    graph.replay()
+    if expected is None:
+        assert not torch.equal(first[0], captured[0])
+    else:
+        for one, other in zip(captured, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
