@@ -68,13 +68,24 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
 
     target = folder / f"step-{trainer.step:06d}"
     tensors = _tensors(trainer)
-    needed = 2 * sum(tensor.nbytes for tensor in tensors.values())  # moments, and about as much again for the adapter
     facts = {"format": FORMAT, "config_sha256": config_sha256(trainer), "data_sha256": trainer.examples.sha256()}
-    with whole_folder(target, needed, facts) as temporary:
+    with whole_folder(target, checkpoint_bytes(trainer, folder), facts) as temporary:
         _write_adapter(trainer, temporary)
         write_file(temporary / TENSORS, save(tensors))
         write_file(temporary / STATE, json.dumps(_state(trainer), indent=2, sort_keys=True).encode())
     return target
+
+
+def checkpoint_bytes(trainer: Trainer, folder: Path) -> int:
+    """How large the next checkpoint will be: as the largest in `folder`, else adapter and two moments of AdamW."""
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in _step_folders(folder)]
+    return max(sizes, default=3 * sum(parameter.nbytes for parameter in trainer.parameters))
+
+
+def damaged_since(folder: Path, path: Path | None) -> list[str]:
+    """The names of the checkpoints in `folder` that are newer than `path`, the newest whole one: all are damaged."""
+    newer = [found.name for found in _step_folders(folder)]
+    return newer if path is None else newer[newer.index(path.name) + 1 :]
 
 
 def _write_adapter(trainer: Trainer, folder: Path) -> None:

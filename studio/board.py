@@ -90,7 +90,9 @@ class JobBoard:
             raise AdapterError(reason, "Use it as an adapter.")
         name = name.strip() or f"{job.name} merged"
         spec = {"adapter_id": job_id, "name": name, "dtype": dtype}  # an adapter has the id of the job that makes it
-        return self._studio.submit("merge", name, spec, idempotency_key, after_id=job_id)
+        return self._studio.submit(
+            "merge", name, spec, idempotency_key, after_id=job_id, message=f"Waits for {job.name}"
+        )
 
     # -- after a failure
 

@@ -55,7 +55,8 @@ class JobStore:
     ) -> JobRow:
         """Queue a job and return it; the job that `idempotency_key` made before, when there is one."""
         key = idempotency_key or None
-        row = JobRow(kind=kind, name=name, spec=dict(spec), idempotency_key=key, message="Waiting", **columns)
+        columns = {"message": "Waiting", **columns}
+        row = JobRow(kind=kind, name=name, spec=dict(spec), idempotency_key=key, **columns)
         with self.database.writing() as session:
             known = session.scalar(select(JobRow).where(JobRow.idempotency_key == key)) if key else None
             if known is None:

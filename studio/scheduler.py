@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import StudioError
 from studio.db import Database
-from studio.failures import CRASHED, Failure
+from studio.failures import CRASHED, DISK_FULL, Failure, kind_of
 from studio.gpus import CPU, memory_of, slots
 from studio.jobs import RESTART, JobStore
 from studio.kinds import kinds
@@ -28,6 +28,7 @@ from studio.locks import ProcessLock, is_held
 from studio.log import MAX_LOG_BYTES, log_to_stderr, tail
 from studio.processes import Identity
 from studio.queue import Queue
+from studio.reserve import Reserve
 from studio.tables import JobRow
 from studio.workspace import Workspace, WorkspaceError
 
@@ -81,9 +82,11 @@ class Scheduler:
         self.workspace = workspace
         self.store = JobStore(database)
         self.queue = Queue(database)
+        self.reserve = Reserve(workspace)
         self.slots = (*dict.fromkeys((*devices, CPU)), HOST_SLOT)  # the processor also where there are GPUs: by choice
         self.watched: list[Watched] = []
         self._leaving = False
+        self._had_disk = True
 
     def leave(self, *signal_and_frame: object) -> None:
         """Ask the scheduler to end: it lets its workers save first."""
@@ -107,7 +110,7 @@ class Scheduler:
         running = {job.id: job for job in self.store.list(["running"])} if self.watched else {}
         for watched in list(self.watched):
             self._look_after(watched, running.get(watched.worker.job_id))
-        if self.store.count("queued") and not self.queue.is_paused:  # reads only: an idle scheduler takes no lock
+        if self.store.count("queued") and not self.queue.is_paused and self._has_disk():  # an idle one takes no lock
             for slot in self.slots:
                 while self._start_next(slot):
                     pass
@@ -121,11 +124,21 @@ class Scheduler:
                 self._look_after(watched, None)
             time.sleep(POLL_S)
 
+    def _has_disk(self) -> bool:
+        """True while the disk has room for the reserve; without it, nothing is started that could only fail."""
+        has_disk = self.reserve.keep()
+        if has_disk != self._had_disk:
+            logger.warning("jobs are started again" if has_disk else "the disk is full: no job is started")
+        self._had_disk = has_disk
+        return has_disk
+
     def _safely_tick(self) -> None:
         try:
             self.tick()
-        except (SQLAlchemyError, StudioError, OSError):  # a full disk or a locked file passes: try again, do not die
+        except (SQLAlchemyError, StudioError, OSError) as error:  # it passes: try again, do not die
             logger.exception("the scheduler goes on after an error")
+            if kind_of(error) == DISK_FULL:
+                self.reserve.release()
             time.sleep(2.0)
 
     def _look_after(self, watched: Watched, job: JobRow | None) -> None:

@@ -19,11 +19,12 @@ from core.errors import StudioError
 from studio.attempt import Attempt, Superseded
 from studio.context import CANCEL, INTERRUPT, PAUSE, STOP, JobContext, Leave
 from studio.db import Database
-from studio.failures import explain
+from studio.failures import DISK_FULL, explain
 from studio.kinds import kinds
 from studio.locks import ProcessLock
 from studio.log import log_to_stderr
 from studio.processes import Identity
+from studio.reserve import Reserve
 from studio.workspace import Workspace
 
 DONE, INTERRUPTED = 0, 75  # 75 is EX_TEMPFAIL of sysexits.h: try again later
@@ -57,6 +58,8 @@ def _dispatch(context: JobContext) -> int:
     except Exception as error:  # whatever it is: the user is told, and the log gets the traceback
         logger.exception("job %s failed", attempt.job_id)
         failure = explain(error)
+        if failure.kind == DISK_FULL:
+            Reserve(context.workspace).release()  # room for the words below
         context.flush()  # the steps up to the failure are what its reader wants to see
         attempt.fail(failure)
     return DONE

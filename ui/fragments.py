@@ -82,11 +82,12 @@ def empty(title: str, text: str = "") -> str:
     return f'<div class="empty"><b>{esc(title)}</b><p>{esc(text)}</p></div>'
 
 
-def button(label: str, item_id: str, action: str = "", kind: str = "") -> str:
-    """A button whose click arrives in Python through DELEGATE."""
+def button(text: str, item_id: str, action: str = "", kind: str = "", *, label: str = "") -> str:
+    """A button whose click arrives in Python through DELEGATE; `label` says what a mere symbol means."""
+    said = f' aria-label="{esc(label)}" title="{esc(label)}"' if label else ""
     return (
-        f'<button type="button" class="mini {kind}" data-id="{esc(item_id)}" data-action="{esc(action)}">'
-        f"{esc(label)}</button>"
+        f'<button type="button" class="mini {kind}" data-id="{esc(item_id)}" data-action="{esc(action)}"{said}>'
+        f"{esc(text)}</button>"
     )
 
 

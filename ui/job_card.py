@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from studio.views import CheckpointView, JobView
-from ui.fragments import Cell, Row, badge, callout, download, esc, heading, progress, readings, table
+from studio.views import CheckpointView, JobView, QueueView, RemedyView
+from ui.fragments import Cell, Row, badge, button, callout, download, esc, heading, progress, readings, table
 from ui.i18n import Translator
 from ui.quantities import NOTHING, bytes_text, duration_text, loss_text, moment_text, share_text, speed_text
+from ui.queue_bar import in_order, place_cell
 
 # What a verification tells, in the order of interest, and how each value is written.
 _VERIFIED: Mapping[str, Callable[[Any], str]] = {
@@ -21,21 +22,24 @@ _VERIFIED: Mapping[str, Callable[[Any], str]] = {
     "dtype": str,
     "adapter_sha256": lambda digest: str(digest)[:12],
 }
-_COLUMNS = ("name", "kind", "state", "progress", "loss", "best", "speed", "started")
+_COLUMNS = ("name", "kind", "state", "place", "progress", "loss", "best", "speed", "started")
+FIX, RESTART = "fix:", "restart"  # actions of the buttons in a job's card
+_QUIET_S, _QUIET_STEPS, _QUIET_ELSE_S = 120.0, 20.0, 1800.0  # without progress for longer than this, the card says so
 
 
-def job_table(jobs: Sequence[JobView], chosen: str, t: Translator) -> str:
-    """All jobs, newest first; a click chooses one."""
-    rows = (Row(_cells(job, t), job.id, job.id == chosen) for job in jobs)
+def job_table(jobs: Sequence[JobView], chosen: str, queue: QueueView, t: Translator) -> str:
+    """All jobs in the order of the queue; a click chooses one, the arrows move one that waits."""
+    rows = (Row(_cells(job, queue, t), job.id, job.id == chosen) for job in in_order(jobs, queue))
     return table([t(f"jobs.{name}") for name in _COLUMNS], rows, t("jobs.title"))
 
 
-def _cells(job: JobView, t: Translator) -> list[Cell | str]:
+def _cells(job: JobView, queue: QueueView, t: Translator) -> list[Cell | str]:
     bar = f'<div class="tiny"><div style="width:{100 * min(1.0, job.progress):.1f}%"></div></div>'
     return [
         job.name,
         t.known(f"kind.{job.kind}", job.kind),
         Cell(badge(job.state, t)),
+        Cell(place_cell(job, queue, t)),
         Cell(f"{bar}<span>{share_text(job.progress)}</span>", numeric=True),
         Cell.number(loss_text(job.loss)),
         Cell.number(loss_text(job.best_eval_loss)),
@@ -71,12 +75,35 @@ def _elapsed(job: JobView) -> float | None:
     return max(0.0, (job.finished_at or time.time()) - job.started_at)
 
 
-def failure_box(job: JobView, t: Translator) -> str:
-    """Why a job failed and what to do; nothing for the others."""
+def failure_box(job: JobView, remedies: Sequence[RemedyView], t: Translator) -> str:
+    """Why a job failed, the line that shows it, and a button for everything that may help; nothing for the others."""
     if job.state != "failed":
         return ""
     what = t.sentence(job.error_what) or t("jobs.failed")
-    return callout("error", what, t.sentence(job.error_fix) or t("jobs.failed_fix"), t)
+    box = callout("error", what, t.sentence(job.error_fix) or t("jobs.failed_fix"), t)
+    evidence = str(job.failure.get("evidence", ""))
+    shown = f'<p class="evidence"><span>{esc(t("jobs.evidence"))}</span><code>{esc(evidence)}</code></p>'
+    offers = "".join(_offer(job, remedy, place == 0, t) for place, remedy in enumerate(remedies))
+    return box + (shown if evidence else "") + (f'<ul class="remedies">{offers}</ul>' if offers else "")
+
+
+def _offer(job: JobView, remedy: RemedyView, is_first: bool, t: Translator) -> str:
+    text = t("jobs.fix_copy") if remedy.changes else t("jobs.fix_again")
+    press = button(text, job.id, f"{FIX}{remedy.name}", "mini-accent" if is_first else "")
+    return f"<li>{press}<span>{esc(t.sentence(remedy.text))}</span></li>"
+
+
+def quiet_box(job: JobView, t: Translator) -> str:
+    """A word on a running job whose work has not gone on for far longer than its steps take."""
+    if job.idle_s is None or job.desired != "run" or job.idle_s < _patience(job):
+        return ""
+    box = callout("warning", t("jobs.quiet", time=duration_text(job.idle_s, t)), t("jobs.quiet_fix"), t)
+    return box + f'<p class="links">{button(t("jobs.restart"), job.id, RESTART)}</p>'
+
+
+def _patience(job: JobView) -> float:
+    left = job.total_steps - job.step
+    return max(_QUIET_S, _QUIET_STEPS * job.eta_s / left) if job.eta_s and left > 0 else _QUIET_ELSE_S
 
 
 def result_box(job: JobView, t: Translator) -> str:

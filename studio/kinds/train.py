@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoint import latest_checkpoint, load_checkpoint, prune, save_checkpoint
+from core.checkpoint import checkpoint_bytes, damaged_since, latest_checkpoint, load_checkpoint, prune, save_checkpoint
 from core.config import TrainConfig, from_dict
-from core.durable import file_sha256, verify_folder
+from core.durable import check_free, file_sha256, verify_folder
 from core.errors import CheckpointError, MissingModelError
 from core.export.method_file import METHOD_NAME
 from core.export.peft_config import CONFIG_NAME, WEIGHTS_NAME
@@ -45,12 +45,15 @@ def run(context: JobContext) -> Outcome:
     model = context.library.model(context.job.spec["model_id"])
     folder = context.workspace.checkpoints_folder(context.job.id)
     resumed_from = latest_checkpoint(folder)
+    if damaged := damaged_since(folder, resumed_from):
+        logger.warning("%s damaged: the newest whole checkpoint is taken instead", ", ".join(damaged))
     context.can_finish = resumed_from is not None
     dataset = _read_dataset(context)
     trainer = _prepare(context, config, model, dataset)
     if resumed_from is not None:
         context.say("Going on from the last checkpoint")
         load_checkpoint(trainer, resumed_from)
+    check_free(context.folder, checkpoint_bytes(trainer, folder))  # now, not after an hour, at the first save
     held_out = HeldOut(context, trainer, dataset.records)
     held_out.start()
     _train(context, trainer, folder, held_out)

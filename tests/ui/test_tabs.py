@@ -9,12 +9,15 @@ import gradio as gr
 import pytest
 
 from studio.service import Studio
-from studio.views import Check, JobView, PlanView
+from studio.views import Check, JobView, PlanView, QueueView, RemedyView
+from tests.scenarios.plugin import Say
 from ui.i18n import Translator
-from ui.job_card import failure_box, figures, result_box, verification
+from ui.job_card import failure_box, figures, job_table, quiet_box, result_box, verification
 from ui.model_cards import work_cards
 from ui.page import unchecked
 from ui.plan_card import checklist, plan_card, start_label
+from ui.quantities import duration_text
+from ui.queue_bar import in_order, queue_bar
 from ui.tabs.home import HomeTab
 from ui.tabs.jobs import ACTIONS, JobsTab, _pick
 from ui.tabs.train import PRESETS, TrainTab, _preset_of
@@ -136,10 +139,56 @@ def test_an_empty_studio_shows_friendly_words_everywhere(studio: Studio, t: Tran
 
 
 def test_failure_box_tells_cause_and_remedy(t: Translator) -> None:
-    box = failure_box(job(state="failed", error_what="It <broke>.", error_fix="Glue it."), t)
+    remedies = (RemedyView("rate", "Lower it.", {"optim.learning_rate": 1e-5}), RemedyView("again", "Again.", {}))
+    failure = {"kind": "diverged", "evidence": "nan <here>"}
+    broken = job(state="failed", error_what="It <broke>.", error_fix="Glue it.", failure=failure)
+    box = failure_box(broken, remedies, t)
+    assert "nan &lt;here&gt;" in box and t("jobs.evidence") in box
+    assert box.count('data-id="j1"') == 2 and 'data-action="fix:rate"' in box and t("jobs.fix_again") in box
     assert "It &lt;broke&gt;." in box and "Glue it." in box
-    assert t("jobs.failed") in failure_box(job(state="failed"), t)
-    assert failure_box(job(state="running"), t) == ""
+    assert t("jobs.failed") in failure_box(job(state="failed"), (), t)
+    assert failure_box(job(state="running"), (), t) == ""
+
+
+@pytest.mark.scenario(16)
+def test_a_job_that_hangs_is_said_to_and_can_be_restarted(t: Translator, figure: Say) -> None:
+    steps = {"state": "running", "step": 50, "total_steps": 100, "eta_s": 500.0}  # 10 s a step
+    assert quiet_box(job(**steps, idle_s=199.0), t) == ""
+    box = quiet_box(job(**steps, idle_s=260.0), t)
+    assert t("jobs.quiet", time=duration_text(260.0, t)) in box and 'data-action="restart"' in box
+    assert quiet_box(job(**steps, idle_s=260.0, desired="cancel"), t) == "", "what was asked for is on its way"
+    assert quiet_box(job(state="running", idle_s=1000.0), t) == "", "loading a model takes its time"
+    assert quiet_box(job(state="succeeded", idle_s=None), t) == ""
+    if t.language == "en":
+        figure(f"the page says after 20 steps' time: {t('jobs.quiet', time=duration_text(260.0, t))}")
+
+
+def test_the_queue_is_shown_in_its_order_with_arrows(t: Translator) -> None:
+    jobs = [job("new"), job("old"), job("done", state="succeeded"), job("busy", state="running")]
+    queue = QueueView(("old", "new"), True, 2)
+    assert [item.id for item in in_order(jobs, queue)] == ["busy", "old", "new", "done"]
+    table = job_table(jobs, "", queue, t)
+    assert table.count('data-action="up"') == table.count('data-action="down"') == 1
+    bar = queue_bar(queue, t)
+    assert 'data-action="resume-queue"' in bar and t("queue.per_device", count=2) in bar
+    assert 'data-action="pause-queue"' in queue_bar(QueueView((), False, 1), t)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_buttons_in_the_table_steer_the_queue(studio: Studio, t: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.job_desk.ensure_scheduler", lambda workspace: False)
+    tab = JobsTab(studio, t)
+    tab.layout()
+    first, second = (studio.submit("selftest", name, {}).id for name in ("first", "second"))
+    assert tab._pressed(second, "up", "chosen") == "chosen"
+    assert studio.board.queue().order == (second, first)
+    assert tab._pressed(first, "", "chosen") == first
+    tab._pressed("queue", "pause-queue", "")
+    tab._pressed("queue", "more", "")
+    assert studio.board.queue().is_paused and studio.board.queue().jobs_per_device == 2
+    tab._pressed("queue", "resume-queue", "")
+    tab._pressed("queue", "fewer", "")
+    assert not studio.board.queue().is_paused and studio.board.queue().jobs_per_device == 1
 
 
 def test_result_box_offers_the_download_of_what_was_made(t: Translator) -> None:
@@ -160,7 +209,7 @@ def test_figures_show_progress_and_time_left(t: Translator) -> None:
 def test_unknown_kinds_of_jobs_are_shown_by_their_name(t: Translator) -> None:
     from ui.job_card import job_table
 
-    assert "distill" in job_table([job(kind="distill")], "", t)
+    assert "distill" in job_table([job(kind="distill")], "", QueueView((), False, 1), t)
 
 
 def test_verification_shows_known_figures_only(t: Translator) -> None:

@@ -6,23 +6,37 @@ from typing import Any
 
 import gradio as gr
 
+from core.config import TrainConfig, from_dict
 from core.errors import StudioError
-from studio.views import JobView
+from studio.views import JobView, QueueView
+from ui.forms import values_from
 from ui.fragments import DELEGATE, empty, heading
 from ui.handlers import Updates, guarded
-from ui.job_card import checkpoint_table, failure_box, figures, job_table, log_box, result_box
+from ui.job_card import (
+    FIX,
+    RESTART,
+    checkpoint_table,
+    failure_box,
+    figures,
+    job_table,
+    log_box,
+    quiet_box,
+    result_box,
+)
 from ui.page import Page, Tab
 from ui.plots import loss_plot
+from ui.queue_bar import DOWN, FEWER, MORE, PAUSE, QUEUE, UP, queue_bar
 
 # What may be asked of a job in each state; the service checks it again.
 ACTIONS = {
-    "queued": ("pause", "cancel"),
-    "running": ("pause", "stop", "cancel"),
-    "paused": ("resume", "cancel"),
-    "failed": ("resume", "delete"),
-    "succeeded": ("delete",),
-    "cancelled": ("delete",),
+    "queued": ("pause", "cancel", "chain", "duplicate"),
+    "running": ("pause", "stop", "cancel", "chain", "duplicate"),
+    "paused": ("resume", "cancel", "chain", "duplicate"),
+    "failed": ("resume", "duplicate", "delete"),
+    "succeeded": ("duplicate", "delete"),
+    "cancelled": ("duplicate", "delete"),
 }
+TRAINING_ONLY = {"pause", "stop", "chain", "duplicate"}
 _LOG_BYTES = 16_384
 
 
@@ -36,12 +50,13 @@ class JobsTab(Tab):
         t = self.t
         with gr.Column(elem_classes="card"):
             gr.HTML(heading(t("jobs.title"), t("jobs.text")))
+            self.queue = gr.HTML(elem_id="jobs-queue", js_on_load=DELEGATE)
             self.table = gr.HTML(elem_id="jobs-table", js_on_load=DELEGATE)
         with gr.Column(elem_classes="card", visible=False, elem_id="job-detail") as self.detail:
             self.progress = gr.HTML(elem_id="job-progress")
             self._layout_buttons()
             self.message = gr.HTML(elem_id="job-message")
-            self.outcome = gr.HTML(elem_id="job-outcome")
+            self.outcome = gr.HTML(elem_id="job-outcome", js_on_load=DELEGATE)
             with gr.Row(elem_classes="split") as self.learning:
                 with gr.Column(scale=7, min_width=320):
                     self.log_scale = gr.Checkbox(label=t("jobs.log_scale"), elem_id="job-log-scale", container=False)
@@ -64,7 +79,7 @@ class JobsTab(Tab):
                 self.buttons[name] = gr.Button(
                     t(f"jobs.{name}"), variant="primary", size="sm", visible=False, elem_id=f"job-{name}"
                 )
-            for name in ("pause", "resume", "stop", "cancel", "delete"):
+            for name in ("pause", "resume", "stop", "cancel", "chain", "duplicate", "delete"):
                 self.buttons[name] = gr.Button(t(f"jobs.{name}"), size="sm", visible=False, elem_id=f"job-{name}")
             self.keep = gr.Button(t("confirm.keep"), size="sm", visible=False, elem_id="job-delete-keep")
             self.sure = gr.Button(
@@ -75,7 +90,8 @@ class JobsTab(Tab):
     def live_outputs(self) -> list[Any]:
         """Everything that depends on the job store."""
         return [
-            self.table, self.detail, self.progress, self.outcome, self.learning, self.curve, self.checkpoints,
+            self.queue, self.table, self.detail,
+            self.progress, self.outcome, self.learning, self.curve, self.checkpoints,
             self.log, self.config, *self.buttons.values(), self.keep, self.sure,
         ]  # fmt: skip
 
@@ -89,18 +105,23 @@ class JobsTab(Tab):
         log_scale = bool(inputs and inputs[0])
         jobs = self.studio.jobs()
         job = _pick(jobs, job_id)
-        updates: Updates = {self.table: self._table(jobs, job), self.detail: gr.Column(visible=job is not None)}
+        queue = self.studio.board.queue()
+        updates: Updates = {
+            self.queue: queue_bar(queue, self.t),
+            self.table: self._table(jobs, job, queue),
+            self.detail: gr.Column(visible=job is not None),
+        }
         return updates if job is None else {**updates, **self._detail(job, log_scale)}
 
-    def _table(self, jobs: list[JobView], chosen: JobView | None) -> str:
+    def _table(self, jobs: list[JobView], chosen: JobView | None, queue: QueueView) -> str:
         if not jobs:
             return empty(self.t("home.no_jobs"), self.t("home.no_jobs_text"))
-        return job_table(jobs, chosen.id if chosen else "", self.t)
+        return job_table(jobs, chosen.id if chosen else "", queue, self.t)
 
     def _detail(self, job: JobView, log_scale: bool) -> Updates:
         return {
             self.progress: figures(job, self.t),
-            self.outcome: failure_box(job, self.t) or result_box(job, self.t),
+            self.outcome: self._outcome(job),
             self.learning: gr.Row(visible=job.kind == "train"),
             self.curve: self._curve(job, log_scale),
             self.checkpoints: checkpoint_table(self.studio.checkpoints(job.id), self.t) if job.kind == "train" else "",
@@ -108,6 +129,10 @@ class JobsTab(Tab):
             self.config: self._yaml(job),
             **self._offered(job),
         }
+
+    def _outcome(self, job: JobView) -> str:
+        remedies = self.studio.board.remedies(job.id)
+        return failure_box(job, remedies, self.t) or result_box(job, self.t) or quiet_box(job, self.t)
 
     def _curve(self, job: JobView, log_scale: bool) -> str:
         if job.kind != "train":
@@ -124,7 +149,7 @@ class JobsTab(Tab):
     def _offered(self, job: JobView) -> Updates:
         offered = set(ACTIONS.get(job.state, ()))
         if job.kind != "train":
-            offered -= {"pause", "stop"}
+            offered -= TRAINING_ONLY
         if job.state == "succeeded" and job.result.get("adapter_id"):
             offered |= {"compare", "merge"}
         asked = job.state == "running" and job.desired != "run"  # already on its way to a stop
@@ -141,20 +166,51 @@ class JobsTab(Tab):
         safe = guarded(self.message, self.t)
         outputs = [self.message, page.job, page.seen, *self.live_outputs]
 
-        def choose(event: gr.EventData, log_scale: bool) -> Updates:
-            return {page.job: event.id, page.seen: {}, **self.live(event.id, log_scale)}
+        def press(event: gr.EventData, log_scale: bool, job_id: str) -> Updates:
+            chosen = self._pressed(event.id, event.action, job_id)
+            return {page.job: chosen, page.seen: {}, **self.live(chosen, log_scale)}
 
-        self.listen(self.table.click, safe(choose), [self.log_scale], outputs)
-        for name in ("pause", "resume", "stop", "cancel"):
+        for part in (self.queue, self.table, self.outcome):
+            self.listen(part.click, safe(press), [self.log_scale, page.job], outputs)
+        for name in ("pause", "resume", "stop", "cancel", "chain"):
             self.listen(self.buttons[name].click, safe(self._asker(name, page)), [page.job], outputs)
         self.listen(self.log_scale.input, safe(self._rescale), [page.job, self.log_scale], [self.message, self.curve])
         self._wire_delete(page, outputs)
         self._wire_next(page)
 
+    def _pressed(self, item_id: str, action: str, job_id: str) -> str:
+        """Do what a button of the queue, the table or the card asks for; returns the job to show then."""
+        board = self.studio.board
+        if item_id == QUEUE:
+            self._steer_queue(action)
+            return job_id
+        if action in (UP, DOWN):
+            board.move(item_id, -1 if action == UP else 1)
+            return job_id
+        if action == RESTART:
+            return board.restart(item_id).id
+        if action.startswith(FIX):
+            name = action.removeprefix(FIX)
+            key = f"{action}:{item_id}:{self.studio.job(item_id).attempt}"  # a second click makes no second copy
+            return board.retry(item_id, name, idempotency_key=key).id
+        return item_id
+
+    def _steer_queue(self, action: str) -> None:
+        board = self.studio.board
+        if action in (FEWER, MORE):
+            board.share_devices(board.queue().jobs_per_device + (1 if action == MORE else -1))
+        elif action == PAUSE:
+            board.pause_queue()
+        else:
+            board.resume_queue()
+
     def _asker(self, name: str, page: Page) -> Any:
         def ask(job_id: str) -> Updates:
             job = self._chosen(job_id)
-            getattr(self.studio, f"{name}_job")(job.id)
+            if name == "chain":
+                self.studio.board.merge_after(job.id, idempotency_key=f"chain:{job.id}")
+            else:
+                getattr(self.studio, f"{name}_job")(job.id)
             gr.Info(self.t(f"jobs.{name}_asked"))
             return {page.job: job.id, page.seen: {}, **self.live(job.id)}
 
@@ -176,7 +232,7 @@ class JobsTab(Tab):
         self.listen(self.sure.click, guarded(self.message, self.t)(delete), [page.job], outputs)
 
     def _wire_next(self, page: Page) -> None:
-        compare, models = page.each.compare, page.each.models
+        compare, models, train = page.each.compare, page.each.models, page.each.train
         safe = guarded(self.message, self.t)
 
         def open_compare(job_id: str) -> Updates:
@@ -188,6 +244,13 @@ class JobsTab(Tab):
             adapter_id = str(self._chosen(job_id).result["adapter_id"])
             return {**page.go("models"), **models.start_merge(adapter_id)}
 
+        def open_copy(job_id: str) -> Updates:
+            return {**page.go("train"), **train.restored(_draft(self._chosen(job_id)))}
+
+        self.listen(
+            self.buttons["duplicate"].click, safe(open_copy), [page.job],
+            [self.message, *page.go_outputs, *train.restored_outputs],
+        )  # fmt: skip
         self.listen(
             self.buttons["compare"].click, safe(open_compare), [page.job],
             [self.message, *page.go_outputs, *compare.choice_outputs],
@@ -204,6 +267,16 @@ class JobsTab(Tab):
         """The job on screen, by the same rule as in `live`."""
         job = _pick(self.studio.jobs(), job_id)
         return job if job is not None else self.studio.job(job_id)
+
+
+def _draft(job: JobView) -> dict[str, Any]:
+    """The Train tab's form filled with the settings of a job, to change one and start again."""
+    config = from_dict(TrainConfig, job.spec["train"])
+    targets = config.adapter.target_modules
+    return {
+        "dataset": job.spec["dataset_id"], "model": job.spec["model_id"], "name": job.name,
+        "targets": None if isinstance(targets, str) else list(targets), "values": values_from(config),
+    }  # fmt: skip
 
 
 def _pick(jobs: list[JobView], job_id: str) -> JobView | None:
