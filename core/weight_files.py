@@ -42,8 +42,9 @@ def weight_files(folder: Path) -> list[Path]:
     names = set(listed.values()) if isinstance(listed, dict) and _all_texts(listed.values()) else set()
     if not names:
         raise ModelError(f"{index.name} of {folder.name!r} is damaged.", "Download the model again.")
+    present = {path.name for path in folder.glob("*.safetensors") if path.is_file()}
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if name not in present:
             raise ModelError(f"{folder.name!r} lacks the weight file {name[:200]!r}.", "Download the model again.")
     return [folder / name for name in sorted(names)]
 

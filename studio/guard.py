@@ -93,6 +93,7 @@ class Guard:
         self.cookie = f"lora_studio_{port}"  # cookies are shared by all ports of a host
         self.session = secrets.token_urlsafe(32)  # what the cookie holds: useless after a restart, and not the token
         self.failures = 0
+        self._slow_answers = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one connection, then hand it on or answer it here."""
@@ -139,7 +140,8 @@ class Guard:
         if not _equal(given, self.token):
             self.failures += 1
             if self.failures > FREE_FAILURES:
-                await asyncio.sleep(FAILURE_DELAY_S)
+                async with self._slow_answers:  # one after the other, however many are tried at once
+                    await asyncio.sleep(FAILURE_DELAY_S)
             return _login_page(scope, "That token is wrong.")
         self.failures = 0
         answer = RedirectResponse("/", status_code=303)  # always "/": nothing of the request goes into the address

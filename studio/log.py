@@ -41,14 +41,14 @@ def log_to_file(path: Path) -> None:
     _install(RotatingFileHandler(path, maxBytes=MAX_LOG_BYTES, backupCount=2, encoding="utf-8"))
 
 
-def log_to_stderr() -> None:
+def log_to_stderr(level: int = logging.INFO) -> None:
     """Send the log of this process to standard error, which its parent has pointed at a file."""
-    _install(logging.StreamHandler())
+    _install(logging.StreamHandler(), level)
 
 
-def _install(handler: logging.Handler) -> None:
+def _install(handler: logging.Handler, level: int = logging.INFO) -> None:
     handler.setFormatter(RedactingFormatter(FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

@@ -113,6 +113,11 @@ class Workspace:
         return self.root / "tmp"
 
     @property
+    def uploads(self) -> Path:
+        """What the page was given, until it is filed; the only folder that a path from the page may lie in."""
+        return self.tmp / "uploads"
+
+    @property
     def scheduler_lock(self) -> Path:
         """Locked by the scheduler as long as it lives."""
         return self.root / "scheduler.lock"
@@ -165,6 +170,12 @@ class Workspace:
         if not resolved.is_relative_to(self.root.resolve()):
             raise WorkspaceError(f"{path.name} does not lie in the workspace.", "Add it to the library first.")
         return resolved
+
+    def uploaded(self, path: Path) -> Path:
+        """Return `path` when it is an upload; WorkspaceError for any other file, which a forged request might name."""
+        if not path.resolve().is_relative_to(self.uploads.resolve()):
+            raise WorkspaceError(f"{path.name} was not uploaded.", "Choose the file on the page.")
+        return path
 
     def discard(self, folder: Path) -> None:
         """Delete a folder of the workspace: renamed away first, so that it is gone whole or not at all."""

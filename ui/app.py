@@ -42,6 +42,7 @@ def build(studio: Studio, language: str = "en") -> gr.Blocks:
                 with gr.Tab(t(f"tab.{tab_id}"), id=tab_id, elem_id=f"tab-{tab_id}") as handles[tab_id]:
                     tabs.by_id[tab_id].layout()
         _wire(demo, page, handles)
+    demo.has_launched = True  # Gradio looks at the paths in a request only where it believes to have launched the page
     made: gr.Blocks = demo
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -52,9 +53,11 @@ def _serve(place: Place, host: str, port: int, browser: bool, hosts: Sequence[st
     claim = ServerClaim(place)
     claim.take()
     say("Opening the studio ...")
+    from studio.log import log_to_stderr
     from studio.service import Studio
     from ui.server import PageServer, bind, keep_scheduler, make_app
 
+    log_to_stderr(logging.WARNING)
     studio, leaving = Studio(place.root), threading.Event()
     try:
         studio.start()

@@ -86,20 +86,22 @@ def _twin(host: str, port: int) -> tuple[socket.socket, ...]:
 
 
 def make_app(studio: Studio, address: Address, hosts: Sequence[str] = ()) -> ASGIApp:
-    """Downloads and page behind the guard."""
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.workspace.tmp)  # not the shared /tmp/gradio
+    """Downloads and what the page uses of Gradio, behind the guard."""
+    studio.workspace.uploads.mkdir(mode=0o700, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.workspace.uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from fastapi import FastAPI
 
     from studio.downloads import files_route
     from ui.app import create_app
+    from ui.surface import Surface
 
     app = FastAPI(title="LoRA Studio", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes.append(files_route(studio))
     if address.token:
         name = socket.gethostname()
         hosts = (*hosts, name, f"{name}.local", socket.getfqdn())
-    return Guard(create_app(studio, app), port=address.port, token=address.token, hosts=hosts)
+    return Guard(Surface(create_app(studio, app)), port=address.port, token=address.token, hosts=hosts)
 
 
 class PageServer(uvicorn.Server):
@@ -108,8 +110,8 @@ class PageServer(uvicorn.Server):
     def __init__(self, app: ASGIApp, on_start: Callable[[], None]) -> None:
         # No access log: it would hold the login token. No proxy headers: nobody may claim to be somebody else.
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none",
-            timeout_graceful_shutdown=CLOSING_S,
+            app, log_level="warning", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+            ws="none", timeout_graceful_shutdown=CLOSING_S,
         )  # fmt: skip
         super().__init__(settings)
         self.on_start = on_start

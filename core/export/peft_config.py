@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import AdapterConfig
-from core.errors import AdapterError, ModelError
+from core.errors import AdapterError, ConfigError, ModelError
 from core.export.method_file import is_safe_pattern, read_method
 from core.weight_files import read_header
 
@@ -98,6 +98,13 @@ def read_adapter_config(folder: Path | str) -> AdapterConfig:
     targets = values.get("target_modules")
     if values.get("layers_to_transform") not in (None, []):
         targets = target_paths(folder)  # the file itself says which of the layers were transformed
+    try:
+        return _config(values, targets)
+    except ConfigError as error:
+        raise AdapterError(f"{CONFIG_NAME} of {folder.name!r}: {error.what}", "Save the adapter again.") from None
+
+
+def _config(values: Mapping[str, Any], targets: Any) -> AdapterConfig:
     use_rslora = _typed(values, "use_rslora", bool, False)
     return AdapterConfig(
         method="rslora" if use_rslora else "lora",

@@ -9,8 +9,8 @@ import pytest
 
 from tests.scenarios import Figures, keep_figures
 
-Say = Callable[[str], None]
-_said = pytest.StashKey[list[str]]()
+Say = Callable[..., None]
+_said = pytest.StashKey[list[tuple[str, tuple[int, ...]]]]()
 _measured = pytest.StashKey[Figures]()
 
 
@@ -27,9 +27,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Say:
-    """Say what a test measured; without dates, and without times unless a limit is set on them."""
-    said: list[str] = request.node.stash.setdefault(_said, [])
-    return said.append
+    """`figure("40 of 40")` says what a test measured; `figure("40 of 40", 26)` for only one of its scenarios.
+
+    Without dates, and without times unless a limit is set on them: they differ from run to run.
+    """
+    said = request.node.stash.setdefault(_said, [])
+
+    def say(text: str, *numbers: int) -> None:
+        said.append((text, numbers))
+
+    return say
 
 
 @pytest.hookimpl(wrapper=True)
@@ -40,7 +47,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.when == "call" and report.passed and said:
         for mark in item.iter_markers("scenario"):
             for number in mark.args:
-                item.config.stash[_measured].setdefault(number, {})[item.nodeid] = said
+                texts = [text for text, numbers in said if not numbers or number in numbers]
+                item.config.stash[_measured].setdefault(number, {})[item.nodeid] = texts
     return report
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gradio
 import pytest
@@ -19,6 +17,8 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from studio.guard import SECURITY_HEADERS, Guard, is_loopback, new_token
+from tests.scenarios.plugin import Say
+from tests.security.served import paths_of
 
 PORT = 7860
 OWN = "http://127.0.0.1:7860"
@@ -81,33 +81,21 @@ def app() -> Starlette:
     return gradio.mount_gradio_app(outer, blocks, path="/ui")  # type: ignore[arg-type, return-value]
 
 
-def _paths(app: Any) -> list[str]:
-    """Every path of an app: its routes, its mounts, and the routers that FastAPI includes lazily."""
-
-    def walk(routes: Any, prefix: str) -> Iterator[str]:
-        for route in routes:
-            path = prefix + (getattr(route, "path", None) or "")
-            yield path or "/"
-            inner = getattr(route, "original_router", route)
-            yield from walk(getattr(inner, "routes", None) or [], path)
-
-    return sorted(set(walk(app.routes, "")))
-
-
 def _client(app: Starlette, **settings: object) -> TestClient:
     return TestClient(Guard(app, port=PORT, **settings), base_url=OWN, follow_redirects=False)  # type: ignore[arg-type]
 
 
-def test_every_route_refuses_a_rebound_host(app: Starlette) -> None:
-    paths = _paths(app)
+@pytest.mark.scenario(26)
+def test_every_route_refuses_a_rebound_host(app: Starlette, figure: Say) -> None:
+    paths = paths_of(app)
     assert len(paths) > 40
     client = _client(_never)  # type: ignore[arg-type]
     answers = [
         client.request(method, path, headers={"Host": "evil.example:7860"}) for path in paths for method in METHODS
     ]
     refused = sum(answer.status_code == 403 for answer in answers)
-    sys.stdout.write(f"{len(paths)} routes x {len(METHODS)} methods: {refused} of {len(answers)} refused\n")
     assert {answer.status_code for answer in answers} == {403}
+    figure(f"all of Gradio: {len(paths)} routes x {len(METHODS)} methods: {refused} of {len(answers)} answered 403")
 
 
 @pytest.mark.parametrize("host", EVIL_HOSTS)
@@ -130,7 +118,7 @@ def test_port_80_needs_no_port_in_the_host(app: Starlette) -> None:
 
 def test_every_route_refuses_a_foreign_origin(app: Starlette) -> None:
     client = _client(_never)  # type: ignore[arg-type]
-    for path in _paths(app):
+    for path in paths_of(app):
         for method in ("GET", "POST"):
             assert client.request(method, path, headers={"Origin": "http://evil.example"}).status_code == 403
 
@@ -212,8 +200,9 @@ def test_an_undeclared_body_is_counted_while_it_streams(app: Starlette) -> None:
     assert _client(app, max_body_bytes=5000).post("/echo", content=flood()).text == "4000"
 
 
+@pytest.mark.scenario(41)
 def test_a_streamed_upload_that_is_cut_leaves_no_file(
-    app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Say
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -224,6 +213,7 @@ def test_a_streamed_upload_that_is_cut_leaves_no_file(
     )
     assert answer.status_code == 413
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    figure("an undeclared body over the limit: 413 while it streams, 0 files left")
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "1e9", "+5", "９"])
@@ -239,7 +229,7 @@ def test_a_token_is_256_bits_and_never_the_same() -> None:
 
 def test_with_a_token_nothing_answers_before_the_login(app: Starlette) -> None:
     client = TestClient(Guard(_never, port=PORT, token=new_token()), base_url=OWN, follow_redirects=False)
-    for path in _paths(app):
+    for path in paths_of(app):
         assert {client.request(method, path).status_code for method in ("GET", "POST")} == {401}
     with pytest.raises(WebSocketDisconnect), client.websocket_connect(SOCKET):
         pytest.fail("the handshake went through")
@@ -266,7 +256,8 @@ def test_a_wrong_token_or_cookie_does_not_log_in(given: str) -> None:
     assert client.get("/", headers={"Cookie": cookie}).status_code == 401
 
 
-def test_guessing_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.scenario(29)
+def test_guessing_is_slowed_down(monkeypatch: pytest.MonkeyPatch, figure: Say) -> None:
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -277,6 +268,7 @@ def test_guessing_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(8):
         client.get(f"/?token=guess{number}")
     assert slept == [1.0, 1.0, 1.0]
+    figure("after 5 wrong tokens every further one waits 1 s, one after the other")
 
 
 def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,13 +142,16 @@ class DatasetsTab(Tab):
     def _inspect(self, path: str | None, format: str) -> Updates:
         if not path:
             return self._forget()
-        found = self.studio.dataset_shelf.inspect([Path(path)], Recipe(format or None))
+        found = self.studio.dataset_shelf.inspect([self._uploaded(path)], Recipe(format or None))
         return {
             self.detected: self._detect_card(found),
             self.problems: self._problem_table(found),
             self.details: gr.Column(visible=True),
             self.add: gr.Button(interactive=found.rows > 0),
         }
+
+    def _uploaded(self, path: str) -> Path:
+        return self.studio.workspace.uploaded(Path(path))
 
     def _forget(self) -> Updates:
         return {self.detected: "", self.problems: "", self.details: gr.Column(visible=False), self.name: ""}
@@ -158,7 +161,8 @@ class DatasetsTab(Tab):
             return {
                 self.message: callout("warning", self.t("datasets.no_file"), self.t("datasets.no_file_fix"), self.t)
             }
-        made = self.studio.add_dataset(Path(path), name=(name or "").strip(), format=format or None, skip_bad_rows=skip)
+        source, name = self._uploaded(path), (name or "").strip()
+        made = self.studio.add_dataset(source, name=name, format=format or None, skip_bad_rows=skip)
         added = callout("ok", self.t("datasets.added", name=made.name), self.t("datasets.added_next"), self.t)
         return {**self._forget(), **self.view(made.id, 0), self.file: None, self.message: added}
 
