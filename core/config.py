@@ -187,6 +187,12 @@ class TrainConfig(Checked):
     task: str = option(
         choice.AUTO, "What is learned. auto takes what the dataset and the model are made for.", choices=choice.NAMES
     )
+    dpo_beta: float = option(
+        0.1,
+        "How strongly preference tuning holds the model to its base: higher keeps it closer.",
+        minimum=1e-4,
+        maximum=100.0,
+    )
     epochs: float = option(3.0, "How often every row is seen.", minimum=0.01, maximum=1000.0, basic=True)
     max_steps: int = option(
         0,

@@ -38,6 +38,7 @@ from core.packed_attention import attention_in_words
 from core.rng import RandomState
 from core.schedule import plan_steps
 from core.scoring.scores import Scores
+from core.tasks.choice import TASKS
 from core.tasks.made import task_of
 from core.tasks.task import Task, measure_batches
 
@@ -99,11 +100,11 @@ class Trainer:
         progress: Progress | None = None,
         task: Task | None = None,
     ) -> None:
-        config = _with_learning_rate(config, model)
-        self.model, self.tokenizer, self.config, self.adapter = model, tokenizer, config, adapter
         records = dataset if isinstance(dataset, Sequence) else dataset.records
-        before = methods.get(config.adapter.method).virtual_tokens(config.adapter)
         self.task = task or task_of(config.task, model, records, config)
+        config = _with_learning_rate(config, model, self.task)
+        self.model, self.tokenizer, self.config, self.adapter = model, tokenizer, config, adapter
+        before = methods.get(config.adapter.method).virtual_tokens(config.adapter)
         self.examples = self.task.prepare(records, tokenizer, config, _context_length(model), progress, before)
         self.plan = plan_steps(
             len(self.examples.train), config, len(self.examples.validation), self.examples.max_length
@@ -303,11 +304,12 @@ class Trainer:
         return int(self.tokenizer.pad_token_id or 0)
 
 
-def _with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
+def _with_learning_rate(config: TrainConfig, model: nn.Module, task: Task) -> TrainConfig:
     """The config with the learning rate filled in, when it is left to be picked."""
     if config.optim.learning_rate:
         return config
     rate = methods.get(config.adapter.method).learning_rate(_fact(model, "hidden_size"), config.adapter)
+    rate *= TASKS[task.name].rate_factor
     optim = replace(config.optim, learning_rate=rate)
     return replace(config, optim=optim)
 

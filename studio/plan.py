@@ -16,7 +16,7 @@ from core.models import ModelInfo
 from core.quantize.size import NONE
 from core.schedule import StepPlan, plan_steps
 from core.scoring.translation import has_sacrebleu
-from core.tasks.choice import TASKS, TRANSLATION, choose_task
+from core.tasks.choice import COMPLETION, TASKS, TRANSLATION, TaskInfo, choose_task
 from studio.views import Check, DeviceView, PlanView
 
 CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
@@ -48,7 +48,8 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     lengths = [min(length + virtual, longest) for length in facts.lengths] or [0]
     tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows)
     trainable = method.trainable_parameters(facts.info, config.adapter)
-    memory = estimate_memory(facts.info, config, steps.micro_batch_size, longest, _dtype(facts, config))
+    task = _task(facts, config)
+    memory = estimate_memory(facts.info, config, steps.micro_batch_size * task.forwards, longest, _dtype(facts, config))
     total = sum(memory.values())
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
     free = facts.device.memory_total_bytes - facts.device.memory_used_bytes
@@ -56,7 +57,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
         *_task_checks(facts, config),
         *_adapter_checks(facts.info, config, steps.total_steps),
         *_data_checks(facts, config, longest, virtual),
-        *_setting_checks(facts.info, config),
+        *_setting_checks(facts.info, config, task),
         *_room_checks(total, free, disk, facts.disk_free_bytes),
     )
     return PlanView(
@@ -115,6 +116,14 @@ def cpu_flops() -> float:
         _ = matrix @ matrix
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def _task(facts: Facts, config: TrainConfig) -> TaskInfo:
+    """The task, or the usual one where model and dataset do not fit together, which a check tells."""
+    try:
+        return TASKS[choose_task(config.task, facts.info.family, facts.format)]
+    except ConfigError:
+        return TASKS[COMPLETION]
 
 
 def _task_checks(facts: Facts, config: TrainConfig) -> Iterator[Check]:
@@ -195,10 +204,10 @@ def _dtype(facts: Facts, config: TrainConfig) -> str:
     return "bfloat16" if facts.device.kind == "cuda" else "float32"
 
 
-def _setting_checks(info: ModelInfo, config: TrainConfig) -> Iterator[Check]:
+def _setting_checks(info: ModelInfo, config: TrainConfig, task: TaskInfo) -> Iterator[Check]:
     if not config.optim.learning_rate:
         rate = methods.get(config.adapter.method).learning_rate(info.hidden_size, config.adapter)
-        yield Check("ok", f"The learning rate will be {rate:g}.")
+        yield Check("ok", f"The learning rate will be {rate * task.rate_factor:g}.")
     if config.optim.learning_rate > HIGH_LEARNING_RATE:
         yield Check(
             "warning", f"A learning rate of {config.optim.learning_rate:g} often diverges.", "Try 2e-4 to 1e-3."

@@ -113,6 +113,15 @@ def load_questions(name: str) -> list[Row]:
     return rows
 
 
+def load_preferences(name: str) -> list[Row]:
+    """Rows of a JSON-lines file of prompts with a better and a worse answer."""
+    records = [as_object(json.loads(line)) for line in read_text(name).removesuffix("\n").split("\n")]
+    assert all(record.keys() == {"prompt", "chosen", "rejected"} for record in records)
+    rows = [tuple(text_field(record, key) for key in ("prompt", "chosen", "rejected")) for record in records]
+    assert all(chosen != rejected for _, chosen, rejected in rows)
+    return [Row(row[0], row) for row in rows]
+
+
 class Sample(NamedTuple):
     """What is expected of one file."""
 
@@ -129,6 +138,7 @@ SAMPLES = {
     "dialogues_zh.jsonl": Sample(load_conversations, 150, characters=True),
     "translation_en_fr.tsv": Sample(load_translation, 200),
     "qa.json": Sample(load_questions, 150),
+    "preferences.jsonl": Sample(load_preferences, 95),
 }
 
 

@@ -227,6 +227,21 @@ def _figure(drawing: str, y_labels: str, x_labels: str, legend: str, caption: st
     )
 
 
+def score_figure(curves: Mapping[str, Sequence[MetricPoint]], t: Translator) -> str:
+    """Shares from 0 to 1 over the steps, one line for each name, all on one scale."""
+    last = max(point.step for points in curves.values() for point in points)
+    x, y = Scale(0, max(last, 1), 0, WIDTH), Scale(0, 1, HEIGHT, 0)
+    shares, steps = ticks(0, 1), [tick for tick in ticks(0, max(last, 1), 6) if tick == int(tick)]
+    lines, legend = [], []
+    for place, (name, points) in enumerate(curves.items()):
+        kind = f"score-{place % 6}"
+        lines.append(_line(points, x, y, kind) + _dots(points, x, y, f"{kind} score-dot"))
+        legend.append(f"<li>{_swatch(kind)}{esc(name)}</li>")
+    caption = ", ".join(f"{name}: {share_text(points[-1].value, 1)}" for name, points in curves.items())
+    drawing = _grid(x, y, steps, shares) + "".join(lines)
+    return _figure(drawing, _y_labels(y, shares), _x_labels(x, steps, t), "".join(legend), caption)
+
+
 def memory_bar(memory: Mapping[str, int], total: int, free: int, t: Translator) -> str:
     """What a run will hold in memory, part by part, against what is free; the figures stand beside it."""
     full = max(total, free, 1)

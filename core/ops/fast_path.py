@@ -70,15 +70,18 @@ class FastPath:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, the layers that can run fused do."""
+        """Inside, the layers that can run fused do; may be entered once more inside, with other adapters active."""
         stand_ins = {} if self.refusal else self._read()
+        outer = {module: module.__dict__.get("forward") for module in stand_ins}
         for module, forward in stand_ins.items():
             module.forward = forward
         try:
             yield
         finally:
-            for module in stand_ins:
+            for module, forward in outer.items():
                 del module.forward
+                if forward is not None:
+                    module.forward = forward
 
     def _read(self) -> dict[nn.Module, Any]:
         """What stands in for the forward of which module."""

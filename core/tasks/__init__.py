@@ -8,4 +8,5 @@ completion.py       the next token: chat, instructions, plain text
 classification.py   one label for a text, or several
 seq2seq.py          one text into another, by an encoder and a decoder
 question_answering.py translation.py    the two kinds of that, each with its figures
+preference.py       the better of two answers (DPO)
 """

@@ -19,6 +19,8 @@ class TaskInfo:
     sentence: str  # what the model does in the end
     families: tuple[str, ...]  # of models that can learn it
     formats: tuple[str, ...] = ()  # of datasets that it needs; empty where any with answers will do
+    rate_factor: float = 1.0  # its usual learning rate, in that of completion
+    forwards: int = 1  # texts that a row puts through the model
 
 
 TASKS: dict[str, TaskInfo] = {
@@ -26,7 +28,9 @@ TASKS: dict[str, TaskInfo] = {
     CLASSIFICATION: TaskInfo("The model learns to label texts.", (ENCODER, CAUSAL, SEQ2SEQ)),
     QUESTION_ANSWERING: TaskInfo("The model learns to answer, sequence to sequence.", (SEQ2SEQ,)),
     TRANSLATION: TaskInfo("The model learns to translate, sequence to sequence.", (SEQ2SEQ,)),
-    PREFERENCE: TaskInfo("The model learns to prefer the better of two answers (DPO).", (CAUSAL,), ("preference",)),
+    PREFERENCE: TaskInfo(
+        "The model learns to prefer the better of two answers (DPO).", (CAUSAL,), ("preference",), 0.1, 2
+    ),
 }
 NAMES = (AUTO, *TASKS)
 _BY_FORMAT = {  # what is meant by a dataset of that format where the model can learn it

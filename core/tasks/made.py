@@ -13,12 +13,13 @@ from core.family import family_of
 from core.tasks.choice import choose_task
 from core.tasks.classification import Classification
 from core.tasks.completion import Completion
+from core.tasks.preference import Preference
 from core.tasks.question_answering import QuestionAnswering
 from core.tasks.task import Task
 from core.tasks.translation import Translation
 
 KINDS: dict[str, type[Task]] = {
-    kind.name: kind for kind in (Completion, Classification, QuestionAnswering, Translation)
+    kind.name: kind for kind in (Completion, Classification, QuestionAnswering, Translation, Preference)
 }
 
 
@@ -31,4 +32,5 @@ def task_of(wanted: str, model: nn.Module, records: Sequence[Record], config: Tr
     """The task of a loaded model: `wanted`, or with "auto" what the model is made for."""
     found: Any = getattr(model, "config", None)
     family = family_of(found.to_dict()) if hasattr(found, "to_dict") else "causal"
-    return make_task(choose_task(wanted, family, ""), records, config)
+    format = "preference" if records and all(record.rejected for record in records) else ""
+    return make_task(choose_task(wanted, family, format), records, config)

@@ -108,7 +108,7 @@ class _Contest:
         for adapter_id in self.adapters:
             load_adapter(self.model, self._adapter_folder(adapter_id), name=adapter_id)
         context = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 0)
-        config = TrainConfig(data=DataConfig(validation_share=0.0, max_length=context or UNCUT))
+        config = TrainConfig(data=DataConfig(validation_share=0.0, max_length=context or UNCUT), fast_path=False)
         self.task.bind(self.model, config)
         self.examples = self.task.prepare(self.records, self.tokenizer, config, context, None, 0).train
 

@@ -152,3 +152,20 @@ def test_compare_shows_labels_with_their_probabilities(live: LiveStudio, classif
     first, second = (line.split("  ") for line in labels.splitlines())
     assert nothing == "—" and (first[0], second[0]) == ("good", "bad")
     assert float(first[1].rstrip(" %")) + float(second[1].rstrip(" %")) == pytest.approx(100, abs=0.11)
+
+
+def test_preferences_are_tuned_and_evaluated(live: LiveStudio, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{row} What is {row}?", "chosen": f"It is {row}.", "rejected": f"Who knows {row}"}
+        for row in range(40)
+    ]
+    config = dataclasses.replace(CONFIG, max_steps=20)
+    job = trained(live, toy.save_model(tmp_path / "llama"), rows, config)
+    assert job.result["task"] == "preference"
+    scores = job.result["scores"]
+    assert scores["before"]["preference_accuracy"] == 0.5 and scores["after"]["preference_accuracy"] >= 0.9
+    spec = {"model_id": job.spec["model_id"], "dataset_id": job.spec["dataset_id"], "adapter_ids": [job.id]}
+    measured = run(live, "evaluate", spec)
+    assert measured.state == "succeeded", (measured.error_what, measured.error_detail)
+    assert measured.result["scores"]["base"]["preference_margin"] == 0.0
+    assert measured.result["scores"][job.id]["preference_accuracy"] >= 0.9

@@ -26,6 +26,7 @@ from ui.job_card import (
 from ui.page import Page, Tab
 from ui.plots import loss_plot
 from ui.queue_bar import DOWN, FEWER, MORE, PAUSE, QUEUE, UP, queue_bar
+from ui.score_card import score_card
 
 # What may be asked of a job in each state; the service checks it again.
 ACTIONS = {
@@ -61,6 +62,7 @@ class JobsTab(Tab):
                 with gr.Column(scale=7, min_width=320):
                     self.log_scale = gr.Checkbox(label=t("jobs.log_scale"), elem_id="job-log-scale", container=False)
                     self.curve = gr.HTML(elem_id="job-curve")
+                    self.scores = gr.HTML(elem_id="job-scores")
                 with gr.Column(scale=4, min_width=280):
                     self.checkpoints = gr.HTML(elem_id="job-checkpoints")
             with gr.Accordion(t("jobs.log"), open=False, elem_id="job-log-box"):
@@ -91,7 +93,7 @@ class JobsTab(Tab):
         """Everything that depends on the job store."""
         return [
             self.queue, self.table, self.detail,
-            self.progress, self.outcome, self.learning, self.curve, self.checkpoints,
+            self.progress, self.outcome, self.learning, self.curve, self.scores, self.checkpoints,
             self.log, self.config, *self.buttons.values(), self.keep, self.sure,
         ]  # fmt: skip
 
@@ -124,6 +126,7 @@ class JobsTab(Tab):
             self.outcome: self._outcome(job),
             self.learning: gr.Row(visible=job.kind == "train"),
             self.curve: self._curve(job, log_scale),
+            self.scores: self._scores(job),
             self.checkpoints: checkpoint_table(self.studio.checkpoints(job.id), self.t) if job.kind == "train" else "",
             self.log: log_box(self.studio.log_tail(job.id, max_bytes=_LOG_BYTES), self.t),
             self.config: self._yaml(job),
@@ -139,6 +142,11 @@ class JobsTab(Tab):
             return ""
         curves = self.studio.metrics(job.id)
         return loss_plot(curves, self.t, log_y=log_scale, best_step=job.best_step, total_steps=job.total_steps)
+
+    def _scores(self, job: JobView) -> str:
+        return (
+            score_card(self.studio.scores(job.id), self.studio.metrics(job.id), self.t) if job.kind == "train" else ""
+        )
 
     def _yaml(self, job: JobView) -> str:
         try:

@@ -28,7 +28,8 @@ import torch
 from torch.nn import functional as F
 
 VOCABULARY, WIDTH, INNER, LAYERS, HEADS, LONGEST = 3000, 128, 384, 2, 4, 96
-BATCH, RATE, WARMUP = 32, 3e-3, 100
+BATCH, WARMUP = 32, 100
+RATES = {"t5": 3e-3, "bart": 1e-3}  # BART normalises after its layers, and bears less
 GAP, MASK = "<gap>", "<mask>"
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>", MASK, GAP]
 DJANGO = "django==5.2"
@@ -139,13 +140,13 @@ def pretrain(kind: str, folder: Path, minutes: float, seed: int = 0) -> Path:
     sentences, pairs = english(), french()
     tokenizer = make_tokenizer([*sentences, *(text for pair in pairs for text in pair)])
     model = make_model(kind, len(tokenizer)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[kind], weight_decay=0.01)
     print(f"{len(sentences):,} sentences, {len(pairs):,} messages, {model.num_parameters():,} weights", flush=True)  # noqa: T201
     source, started, step, losses = exercises(sentences, pairs, draw), time.process_time(), 0, []
     while (share := (time.process_time() - started) / (60 * minutes)) < 1:
         step += 1
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, step / WARMUP) * (1 - share)
+            group["lr"] = RATES[kind] * min(1.0, step / WARMUP) * (1 - share)
         losses.append(_step(model, tokenizer, [next(source) for _ in range(BATCH)], optimizer))
         if step % 100 == 0:
             print(f"{share:4.0%}  step {step}  loss {sum(losses[-100:]) / 100:.3f}", flush=True)  # noqa: T201

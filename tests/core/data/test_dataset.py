@@ -18,6 +18,7 @@ SAMPLES = {
     "dialogues_zh.jsonl": ("messages", 150),
     "translation_en_fr.tsv": ("source_target", 200),
     "qa.json": ("question_answer", 150),
+    "preferences.jsonl": ("preference", 95),
 }
 
 
