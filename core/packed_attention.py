@@ -103,7 +103,8 @@ def attend(
     window = sliding_window if sliding_window and sliding_window < layout.longest + layout.prefix else 0
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     settings = _Settings(scaling, window, dropout, softcap or 0.0)
-    is_plain = not dropout and not softcap and layout.bounds is not None
+    is_ragged = len(set(layout.lengths)) != 1  # rows of one length are a dense batch, whose kernels are faster
+    is_plain = not dropout and not softcap and layout.bounds is not None and is_ragged
     if is_plain and not why_no_varlen(query.device, query.dtype, query.shape[-1], value.shape[-1]):
         return _varlen(query, key, value, layout, settings), None
     return _by_example(query, key, value, layout, settings), None
@@ -166,7 +167,7 @@ def _by_example(query: Tensor, key: Tensor, value: Tensor, layout: Layout, setti
         if layout.prefix:
             rows[1:] = [torch.cat([p.expand(count, -1, -1, -1), t], 2) for p, t in zip(seen, rows[1:], strict=True)]
         out.append(_causal(rows[0], rows[1], rows[2], settings).transpose(1, 2).flatten(0, 1)[None])
-    return torch.cat(out, dim=1)
+    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
 def _rows(tensor: Tensor, count: int) -> Tensor:
