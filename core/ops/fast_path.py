@@ -17,14 +17,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core.mode import mode
-from core.ops.decoder_layer import FusedLayer
-from core.ops.group import Group
-from core.ops.normed_linear import normed_linear
-from core.ops.precision import compute_dtype
-from core.ops.recognition import FAMILIES, UnfitError, read_layer, read_projection
+from core.ops.recognition import FAMILIES, UnfitError, read_projection
+from core.ops.stand_in import LayerStandIn, OutputStandIn
 
 PROBE_TOKENS = 8
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}  # transformers norms in float32 whatever the weights are
@@ -34,8 +31,8 @@ HALF_TOLERANCE = 5e-2
 class FastPath:
     """The fused forms of a model's layers.
 
-    They are read anew at every `running`, from the adapters that are active then. That the fused layers give the
-    model's own hidden states is tried once, on a few tokens, and never assumed.
+    They are read anew at every `running`, and inside whenever other adapters become active. That they give the model's
+    own hidden states is tried once, on a few tokens, and never assumed.
     """
 
     def __init__(self, model: nn.Module, is_wanted: bool = True) -> None:
@@ -85,26 +82,19 @@ class FastPath:
 
     def _read(self) -> dict[nn.Module, Any]:
         """What stands in for the forward of which module."""
-        self.reasons = Counter()
-        stand_ins: dict[nn.Module, Any] = {}
-        for layer in self.layers:
-            try:
-                stand_ins[layer] = _layer_forward(layer, read_layer(layer))
-            except UnfitError as unfit:
-                self.reasons[str(unfit)] += 1
-        return stand_ins | self._output_layer()
+        layers = {layer: LayerStandIn(layer) for layer in self.layers}
+        self.reasons = Counter(stand_in.reason for stand_in in layers.values() if stand_in.reason)
+        output = self._output()
+        return layers if output is None else {**layers, output: OutputStandIn(output)}
 
-    def _output_layer(self) -> dict[nn.Module, Any]:
-        """The output layer too, where 16-bit products are emulated: it is a fifth of a small model's work."""
+    def _output(self) -> nn.Module | None:
+        """The output layer, if its products would be emulated."""
         find = getattr(self.model, "get_output_embeddings", None)
         output: Any = find() if find is not None else None
         try:
-            group = Group(read_projection(output)) if output is not None else None
+            return output if output is not None and read_projection(output).is_widened else None
         except UnfitError:
-            return {}
-        if group is None or not group.projections[0].is_widened:
-            return {}
-        return {output: lambda x: normed_linear(x, None, group, compute_dtype(x))[0]}
+            return None
 
     @torch.no_grad()
     def _gives_own_states(self) -> bool:
@@ -117,24 +107,3 @@ class FastPath:
                 fused = body(input_ids=tokens, use_cache=False).last_hidden_state
         difference = (fused.double() - own.double()).norm() / own.double().norm()
         return bool(difference <= TOLERANCES.get(own.dtype, HALF_TOLERANCE))
-
-
-def _layer_forward(layer: nn.Module, fused: FusedLayer) -> Any:
-    original = layer.forward
-
-    def forward(
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Any = None,
-        **options: Any,
-    ) -> Any:
-        is_autocast = torch.is_autocast_enabled(hidden_states.device.type)
-        if past_key_values is not None or position_embeddings is None or is_autocast:
-            return original(
-                hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings,
-                past_key_values=past_key_values, **options,
-            )  # fmt: skip
-        return fused(hidden_states, position_embeddings, attention_mask, **options)
-
-    return forward

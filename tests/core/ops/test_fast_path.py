@@ -177,6 +177,25 @@ def test_what_is_active_is_read_at_every_run() -> None:
     assert "all 3" in same()
 
 
+def test_what_is_active_may_change_while_it_runs() -> None:
+    """As preference tuning asks the bare base in between; dropout goes on and off with the mode."""
+    model = exact(adapted(tiny("Llama"), lora_dropout=0.3))
+    path, tokens = FastPath(model), torch.arange(3, 23).view(2, 10)
+    own = states(model, None, tokens)
+    set_adapter(model, None)
+    bare = states(model, None, tokens)
+    with path.running():
+        assert torch.allclose(states(model, None, tokens), bare, rtol=1e-10, atol=1e-10)
+        set_adapter(model, "default")
+        assert torch.allclose(states(model, None, tokens), own, rtol=1e-10, atol=1e-10)
+        with adapter_rows(model, ["default", None]):
+            mixed = torch.cat([own[:1], bare[1:]])
+            assert torch.allclose(states(model, None, tokens), mixed, rtol=1e-10, atol=1e-10)
+        model.train()
+        states(model, None, tokens).sum().backward()
+        assert not torch.allclose(states(model, None, tokens), own, rtol=1e-3)
+
+
 @torch.no_grad()
 def test_a_model_can_answer_while_the_path_runs() -> None:
     model = adapted(tiny("Llama"))
