@@ -60,14 +60,14 @@ class Bench:
             }  # fmt: skip
 
     def config(self, variant: Variant, rate: float, seed: int) -> TrainConfig:
-        """Equal steps, batches and schedule for everyone."""
+        """Equal steps, batches and schedule for everyone, on the path that every method runs on."""
         steps = self.task.steps
         return TrainConfig(
             adapter=variant.adapter(self.task.modules_to_save),
             optim=OptimConfig(learning_rate=rate, warmup_share=0.06),
             data=DataConfig(validation_share=0.1, max_length=256),
             max_steps=steps, epochs=1000, batch_size=self.task.batch_size, micro_batch_size=self.task.batch_size,
-            eval_every=steps, patience=0, seed=seed,
+            eval_every=steps, patience=0, seed=seed, packing=False, fast_path=False,
         )  # fmt: skip
 
     @contextmanager
