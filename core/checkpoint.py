@@ -121,7 +121,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "eval_loss": trainer.last_eval_loss,
         "total_steps": trainer.total_steps,
         "sampler": trainer.sampler.state_dict(),
-        "micro_batches": trainer.micro_batches.state_dict(),
+        "gradients": trainer.gradients.state_dict(),
         "random": trainer.random.scalars(),
         "rule": trainer.rule.scalars(),
     }
@@ -198,7 +198,7 @@ def _load_counters(trainer: Trainer, state: dict[str, Any], tensors: dict[str, T
     trainer.best_eval_loss = math.inf if state["best_eval_loss"] is None else state["best_eval_loss"]
     trainer.last_eval_loss = state["eval_loss"]
     trainer.sampler.load_state_dict(state["sampler"])
-    trainer.micro_batches.load_state_dict(state["micro_batches"])
+    trainer.gradients.load_state_dict(state["gradients"])
     prefix = "random."
     random = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     trainer.random = RandomState.load(random, state["random"])

@@ -216,6 +216,12 @@ class TrainConfig(Checked):
         "Put rows behind each other instead of padding them to one length: the same result, sooner. Models that "
         "cannot do this exactly are padded.",
     )
+    graphs: bool = option(
+        True, "Replay the steps of small models on a GPU as CUDA graphs, which spares the launches: the same result."
+    )
+    deterministic: bool = option(
+        False, "Two runs give the same bits on a GPU too, about a tenth slower; on a CPU they always do."
+    )
     eval_every: int = option(
         0,
         "Steps between two measurements of the validation loss. 0 measures up to 20 times a run.",

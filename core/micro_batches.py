@@ -11,8 +11,16 @@ from typing import Any
 
 from torch import nn
 
+from core.config import TrainConfig
 from core.data.packing import Shape, divide, shared_prefix
+from core.examples import Examples
+from core.loss import device_of
+from core.packed_attention import attention_in_words
+from core.schedule import StepPlan
 from core.tasks.task import Task
+
+PASS_TOKENS = {"cpu": 2048}  # of a packed batch, unless the settings say how many rows
+PASS_TOKENS_ELSEWHERE = 16384  # as far as memory goes
 
 
 class MicroBatches:
@@ -56,12 +64,26 @@ class MicroBatches:
     def _prefix(self, examples: Sequence[Any]) -> int:
         return shared_prefix(examples) if self.shares_prefix else 0
 
-    def halve(self, longest: int) -> bool:
-        """Make batches half as large, if `longest` tokens, one row, leave room for that."""
-        if (self.rows if not self.packed else self.tokens // max(1, longest)) <= 1:
+    def halve(self, longest: int, least: int, computed: int) -> bool:
+        """Make batches half as large as one of `computed` positions; False when that leaves fewer than `least`.
+
+        One row, of up to `longest` tokens, is the smallest batch there is.
+        """
+        if not self.packed:
+            if self.rows <= 1 or self.rows // 2 * longest < least:
+                return False
+            self.rows //= 2
+            return True
+        half = max(longest, min(self.tokens, computed) // 2)
+        if half >= self.tokens or half < least:
             return False
-        self.rows, self.tokens = max(1, self.rows // 2), max(longest, self.tokens // 2)
+        self.tokens = half
         return True
+
+    @property
+    def size_in_words(self) -> str:
+        """The most that a batch holds."""
+        return f"{self.tokens:,} tokens" if self.packed else f"{self.rows} rows"
 
     def state_dict(self) -> dict[str, int]:
         """What a resumed run needs to divide its steps alike."""
@@ -74,9 +96,23 @@ class MicroBatches:
     def describe(self) -> str:
         """How batches are made and why, a sentence for the log."""
         if not self.packed:
-            return f"Rows are padded, at most {self.rows} together: {self.reason}."
+            return f"Rows are padded, at most {self.size_in_words} together: {self.reason}."
         once = "; a beginning that rows share is computed once" if self.shares_prefix else ""
-        return f"Rows are packed, at most {self.tokens:,} tokens together{once}; {self.attention}."
+        return f"Rows are packed, at most {self.size_in_words} together{once}; {self.attention}."
+
+
+def micro_batches_of(
+    model: nn.Module, task: Task, examples: Examples, plan: StepPlan, config: TrainConfig, pad_id: int
+) -> MicroBatches:
+    """Packed batches where task and model take them, else padded ones."""
+    longest = max(len(example.input_ids) for example in (*examples.train, *examples.validation))
+    reason = task.why_not_packed(model, longest) if config.packing else "packing is off"
+    device, rows = device_of(model).type, plan.micro_batch_size
+    tokens = rows * longest if config.micro_batch_size else PASS_TOKENS.get(device, PASS_TOKENS_ELSEWHERE)
+    made = MicroBatches(task, pad_id, rows, min(tokens, plan.batch_size * longest), reason)
+    made.shares_prefix = device == "cpu" and not reason and not drops_at_random(model)
+    made.attention = "" if reason else attention_in_words(model)
+    return made
 
 
 def drops_at_random(model: nn.Module) -> bool:

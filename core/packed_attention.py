@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 from core.data.packing import Layout, PackedBatch, pack
 from core.data.template import TokenizedExample
 from core.mode import mode
+from core.ops.precision import compute_dtype
 
 NAME = "lora_studio_packed"
 SHORT_ROWS = (5, 3, 4)  # tokens of the examples that a model is tried with
@@ -132,11 +135,17 @@ def why_no_varlen(device: torch.device, dtype: torch.dtype, size: int, value_siz
         return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
     if size != value_size or size > 256 or size % 8:
         return f"it has no kernel for heads of {size}"
+    return "" if _has_varlen() else "this torch does not have it"
+
+
+@cache
+def _has_varlen() -> bool:
+    """Whether torch has it in the form of 2.11 and newer."""
     try:
-        from torch.nn.attention import varlen
+        from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return "this torch does not have it"
-    return "" if hasattr(varlen, "varlen_attn") else "this torch does not have it"
+        return False
+    return "window_size" in signature(varlen_attn).parameters
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
@@ -177,6 +186,8 @@ def _rows(tensor: Tensor, count: int) -> Tensor:
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, settings: _Settings) -> Tensor:
     """Attention of (B, H, t, D) to (B, K, s, D), of which the last t positions are the queries' own."""
+    if (wide := compute_dtype(q)) != q.dtype:
+        return _causal(q.to(wide), k.to(wide), v.to(wide), settings).to(q.dtype)
     length, seen = q.shape[2], k.shape[2]
     mask = None
     if seen > length or 0 < settings.window < length or settings.softcap:
@@ -244,11 +255,18 @@ def _trial(model: Any, longest: int) -> list[TokenizedExample]:
     return examples
 
 
-def attention_in_words(model: nn.Module) -> str:
-    """The kernel that packed rows take on this model, and why it is not a faster one."""
+def why_no_varlen_on(model: nn.Module) -> str:
+    """Why the attention of this model cannot take all examples in one kernel; empty when it can."""
     config: Any = model.config
     text = config.get_text_config()
+    if getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_logit_softcapping", None):
+        return "it has no kernel for dropout or capped scores"
     size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     parameter = next(model.parameters())
-    reason = why_no_varlen(parameter.device, parameter.dtype, size, size)
-    return f"attention example by example ({reason})" if reason else "attention of variable length in one kernel"
+    return why_no_varlen(parameter.device, parameter.dtype, size, size)
+
+
+def attention_in_words(model: nn.Module) -> str:
+    """The kernel that packed rows take on this model, and why it is not a faster one."""
+    reason = why_no_varlen_on(model)
+    return f"attention example by example ({reason})" if reason else "attention of all examples in one kernel"

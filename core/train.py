@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -28,16 +29,19 @@ from core.config import TrainConfig
 from core.data.batching import Sampler
 from core.data.records import Record
 from core.data.template import Progress
-from core.errors import DivergedError, OutOfMemoryError
+from core.determinism import deterministic
+from core.errors import DivergedError
+from core.gradients import Gradients, Summed
+from core.loss import device_of
 from core.methods import methods
-from core.micro_batches import MicroBatches, drops_at_random
+from core.micro_batches import micro_batches_of
 from core.mode import mode
 from core.ops.fast_path import FastPath
 from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
-from core.packed_attention import attention_in_words
 from core.rng import RandomState
 from core.schedule import plan_steps
 from core.scoring.scores import Scores
+from core.step_metrics import StepMetrics
 from core.tasks.choice import TASKS
 from core.tasks.made import task_of
 from core.tasks.task import Task, measure_batches
@@ -46,7 +50,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN_ROWS = 20  # rows listed in an error
-MICRO_BATCH_TOKENS = 2048  # of a packed batch, unless the settings say how many rows
 SAMPLE_ROWS = 32  # a method looks at to measure something of its adapters
 
 
@@ -57,27 +60,6 @@ class HasRecords(Protocol):
     def records(self) -> tuple[Record, ...]:
         """The usable rows."""
         ...
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one optimizer step did."""
-
-    step: int  # from 1
-    total_steps: int
-    epoch: float  # how often every row has been seen
-    loss: float  # mean -log p per trained token, before the step's update
-    learning_rate: float
-    grad_norm: float  # before clipping
-    tokens: int  # without padding
-    positions: int  # that the model computed, padding included; fewer than tokens where rows share a beginning
-    trained_tokens: int
-    seconds: float  # of the step alone, without measuring
-    eval_loss: float | None  # mean -log p per trained token of the validation rows, when they were measured
-    is_best: bool  # the lowest eval_loss so far
-    save: bool  # the caller should save a checkpoint now
-    stopped_early: bool  # this was the last step, since the validation loss no longer fell
-    notes: tuple[str, ...] = ()  # what a log should tell about this step, such as a lack of memory
 
 
 class Trainer:
@@ -115,7 +97,6 @@ class Trainer:
         self.total_steps = self.plan.total_steps
         self.rule = training_rule(model, adapter, self.total_steps)
         self.rule.sample = self._sample
-        self.renew_optimizer()
         self.task.bind(model, config)
         self.fast_path = FastPath(model, config.fast_path)
         self.sampler = Sampler(
@@ -123,7 +104,9 @@ class Trainer:
             self.plan.batch_size,
             config.seed,
         )
-        self.micro_batches = self._micro_batches()
+        self.micro_batches = micro_batches_of(model, self.task, self.examples, self.plan, config, self._pad_id)
+        self.gradients = Gradients(model, self.task, self.examples.train, self.micro_batches, self._start_over)
+        self.renew_optimizer()
         self.random = RandomState.seeded(config.seed)
         self.step = 0
         self.best_step = 0
@@ -132,24 +115,13 @@ class Trainer:
         self.scores = Scores()  # of the validation rows, when they were measured last
         self.measurements_since_best = 0
         self.stopped_early = False
+        self.notes: list[str] = []  # that the next step tells
 
     def renew_optimizer(self) -> None:
         """A fresh AdamW over what the adapter trains now: at the start, and when its rule changes what that is."""
         self.optimizer = make_optimizer(self.model, self.config.optim, self.adapter)
         self.parameters = optimizer_parameters(self.optimizer)
-
-    def _micro_batches(self) -> MicroBatches:
-        """Packed batches where the model takes them, else padded ones."""
-        longest = max(len(example.input_ids) for example in (*self.examples.train, *self.examples.validation))
-        reason = "" if self.config.packing else "packing is off"
-        reason = reason or self.task.why_not_packed(self.model, longest)
-        rows = self.plan.micro_batch_size
-        tokens = rows * longest if self.config.micro_batch_size else MICRO_BATCH_TOKENS
-        made = MicroBatches(self.task, self._pad_id, rows, tokens, reason)
-        is_on_cpu = next(self.model.parameters()).device.type == "cpu"
-        made.shares_prefix = is_on_cpu and not reason and not drops_at_random(self.model)
-        made.attention = "" if reason else attention_in_words(self.model)
-        return made
+        self.gradients.graphs.train(self.parameters)
 
     @property
     def path(self) -> str:
@@ -163,9 +135,10 @@ class Trainer:
 
     def steps(self) -> Iterator[StepMetrics]:
         """Run the optimizer steps that are left, and tell about each once it is done."""
+        self._try_the_device()
         while not self.is_finished:
             started = time.perf_counter()
-            with self.random.drawing(), mode(self.model, training=True), self.fast_path.running():
+            with self._training():
                 metrics = self._train_step()
             seconds = time.perf_counter() - started
             eval_loss = self.evaluate() if self._is_due(self.plan.eval_every) else None
@@ -181,6 +154,30 @@ class Trainer:
                 save=is_best or self.is_finished or self._is_due(self.plan.save_every),
                 stopped_early=self.stopped_early,
             )
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """What every step runs in: the run's own random numbers, dropout on, fused layers."""
+        with (
+            deterministic(self.config.deterministic),
+            self.random.drawing(),
+            mode(self.model, training=True),
+            self.fast_path.running(),
+        ):
+            yield
+
+    def _try_the_device(self) -> None:
+        """On a GPU, see that the longest batch fits, and whether steps can be replayed; told by the next step."""
+        if device_of(self.model).type != "cuda" or self.is_finished:
+            return
+        count = sum(parameter.numel() for parameter in self.parameters)
+        with self._training():
+            self.notes.append(self.gradients.try_longest(self.plan.batch_size, count))
+        longest = max(len(example.input_ids) for example in self.examples.train)
+        refusal = "" if self.config.graphs else "graphs are off"
+        refusal = "the run is deterministic" if self.config.deterministic else refusal
+        self.gradients.graphs.enable(self.plan.batch_size, longest, refusal)
+        self.notes.append(self.gradients.graphs.in_words())
 
     def evaluate(self) -> float | None:
         """Measure the validation loss, and `scores` with it, as the adapter is now; None without validation rows."""
@@ -201,53 +198,51 @@ class Trainer:
         """
         rows = self.sampler.next_rows()
         trained = sum(self.examples.train[row].n_trained for row in rows)
-        micro_batches, losses, positions = self._gradients(rows, trained)
+        summed = self._gradients(rows)
         if (penalty := self.rule.regularizer()) is not None:
             torch.autograd.backward(penalty)
-        grad_norm = self._checked_norm(losses, micro_batches)
+        grad_norm, figures = self._checked_norm(summed)
         rate = learning_rate(self.step + 1, self.total_steps, self.config.optim)
         self._update(rate, grad_norm)
         self.step += 1
         return {
-            "loss": float(sum(loss.double().cpu() for loss in losses)) / trained,
+            "loss": sum(figures[1:]) / trained,
             "learning_rate": rate,
-            "grad_norm": float(grad_norm),
+            "grad_norm": figures[0],
             "tokens": sum(len(self.examples.train[row].input_ids) for row in rows),
-            "positions": positions,
+            "positions": summed.positions,
             "trained_tokens": trained,
+            "notes": self._taken_notes(summed.notes),
         }
 
-    def _gradients(self, rows: Sequence[int], trained: int) -> tuple[list[list[int]], list[Tensor], int]:
-        """The gradients of a step's rows: their micro-batches, the loss sum of each, and the positions computed."""
-        micro_batches = self.micro_batches.divide(self.examples.train, rows)
-        losses: list[Tensor] = []
-        positions = 0
-        for part in micro_batches:
-            batch = self.micro_batches.batch([self.examples.train[row] for row in part])
-            losses.append(self._backward(batch, trained))
-            positions += batch.input_ids.numel()
-        return micro_batches, losses, positions
+    def _taken_notes(self, new: Sequence[str]) -> tuple[str, ...]:
+        notes, self.notes = (*self.notes, *new), []
+        return notes
 
-    def _backward(self, batch: Any, trained: int) -> Tensor:
-        """Add the gradients of one micro-batch and return the sum of its losses."""
-        try:
-            with self.task.computing(self.model, batch):
-                loss = self.task.loss_sum(self.model, batch)
-                torch.autograd.backward(loss / trained)
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            raise _out_of_memory(batch) from error
-        return loss.detach()
+    def _gradients(self, rows: Sequence[int]) -> Summed:
+        """Add the gradients of the rows' mean loss."""
+        return self.gradients.of(rows)
 
-    def _checked_norm(self, losses: Sequence[Tensor], micro_batches: Sequence[Sequence[int]]) -> Tensor:
-        """The length of the whole gradient; DivergedError, before any weight has changed, when it is not finite."""
+    def _start_over(self) -> None:
+        """As it was when the step began."""
+        self._clear_gradients()
+        self.random.restore()
+
+    def _clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=not self.gradients.keeps_buffers)
+
+    def _checked_norm(self, summed: Summed) -> tuple[Tensor, list[float]]:
+        """The length of the whole gradient, and the same with the losses as numbers, in one transfer from the device.
+
+        DivergedError, before any weight has changed, when one is not finite.
+        """
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not (torch.isfinite(norm) and all(torch.isfinite(loss) for loss in losses)):
-            self.optimizer.zero_grad()
-            raise self._diverged(losses, micro_batches)
-        return norm
+        figures: list[float] = torch.stack([norm.to(summed.losses[0]), *summed.losses]).tolist()
+        if not all(map(math.isfinite, figures)):
+            self._clear_gradients()
+            raise self._diverged(figures[1:], summed.micro_batches)
+        return norm, figures
 
     def _update(self, rate: float, grad_norm: Tensor) -> None:
         if self.config.optim.max_grad_norm:
@@ -256,7 +251,7 @@ class Trainer:
         self.rule.before_update(self.step + 1)
         self.optimizer.step()
         is_changed = self.rule.after_update(self.step + 1, self.optimizer)
-        self.optimizer.zero_grad()
+        self._clear_gradients()
         if is_changed:
             self.renew_optimizer()
 
@@ -266,9 +261,9 @@ class Trainer:
             for example in self.examples.train[:SAMPLE_ROWS]:
                 self.task.loss_sum(self.model, self.task.collate([example], self._pad_id))
 
-    def _diverged(self, losses: Sequence[Tensor], micro_batches: Sequence[Sequence[int]]) -> DivergedError:
+    def _diverged(self, losses: Sequence[float], micro_batches: Sequence[Sequence[int]]) -> DivergedError:
         pairs = zip(losses, micro_batches, strict=True)
-        guilty = [rows for loss, rows in pairs if not torch.isfinite(loss)] or micro_batches
+        guilty = [rows for loss, rows in pairs if not math.isfinite(loss)] or micro_batches
         rows = sorted(self.examples.train[index].row for batch in guilty for index in batch)
         shown = ", ".join(f"{row:,}" for row in rows[:SHOWN_ROWS]) + (" ..." if len(rows) > SHOWN_ROWS else "")
         rate = learning_rate(self.step + 1, self.total_steps, self.config.optim)
@@ -323,12 +318,3 @@ def _fact(model: nn.Module, name: str) -> int:
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, name, 0) or 0)
-
-
-def _out_of_memory(batch: Any) -> OutOfMemoryError:
-    rows, length = batch.input_ids.shape
-    smaller = f"Set micro_batch_size to {rows // 2}" if rows > 1 else f"Set max_length to {length // 2}"
-    return OutOfMemoryError(
-        f"{rows} rows of {length:,} tokens do not fit into the memory that is free.",
-        f"{smaller}, choose fewer target modules, or a smaller model.",
-    )

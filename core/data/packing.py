@@ -29,6 +29,10 @@ class Layout:
     bounds: Tensor | None = None  # (N + 1) int32 on the device: where examples begin, and T; only without a prefix
     longest: int = 0  # at least the longest of `lengths`; the same in every batch of a run, so that shapes are static
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Layout:
+        """The same layout with its tensor elsewhere."""
+        return self if self.bounds is None else replace(self, bounds=change(self.bounds))
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -56,14 +60,13 @@ class PackedBatch:
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
-        bounds = self.layout.bounds
         return replace(
             self,
             input_ids=change(self.input_ids),
             position_ids=change(self.position_ids),
             positions=change(self.positions),
             targets=change(self.targets),
-            layout=replace(self.layout, bounds=None if bounds is None else change(bounds)),
+            layout=self.layout.changed(change),
         )
 
 

@@ -74,7 +74,10 @@ class Completion(Task):
 
     def computing(self, model: nn.Module, batch: Batch | PackedBatch) -> AbstractContextManager[None]:
         """Attention within the examples of a packed row."""
-        return packed_attention(model, batch.layout) if isinstance(batch, PackedBatch) else nullcontext()
+        if not isinstance(batch, PackedBatch):
+            return nullcontext()
+        device = device_of(model)
+        return packed_attention(model, batch.layout.changed(lambda bounds: bounds.to(device, non_blocking=True)))
 
     def loss_sum(self, model: nn.Module, batch: Batch | PackedBatch) -> Tensor:
         """Sum of -log p over the trained tokens."""

@@ -32,7 +32,8 @@ from studio.kinds.kind import Outcome, job_kind
 from studio.tables import AdapterRow, ModelRow
 
 if TYPE_CHECKING:
-    from core.train import StepMetrics, Trainer
+    from core.step_metrics import StepMetrics
+    from core.train import Trainer
 
 logger = logging.getLogger(__name__)
 NAMED_ROWS = 20  # of those left out, in the log

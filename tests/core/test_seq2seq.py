@@ -111,7 +111,7 @@ def test_an_adapter_learns_is_saved_loaded_and_merged(family: str, tmp_path: Pat
     for metrics in trainer.steps():
         losses.append(metrics.loss)
         if metrics.step == 1:
-            trainer._backward(trainer.task.collate(trainer.examples.train[:4], 0), 10)
+            trainer.gradients.add(trainer.task.collate(trainer.examples.train[:4], 0), 10)
             assert all(parameter.grad is not None and parameter.grad.any() for parameter in trainer.parameters)
             trainer.optimizer.zero_grad()
     assert losses[-1] < 0.9 * losses[0]

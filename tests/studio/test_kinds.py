@@ -167,13 +167,17 @@ def test_a_diverging_run_stops_and_keeps_only_finite_checkpoints(
 ) -> None:
     from core.train import Trainer
 
-    healthy = Trainer._backward
+    healthy = Trainer._gradients
 
-    def poisoned(self: Trainer, *rest: Any) -> torch.Tensor:
-        loss = healthy(self, *rest)
-        return loss * float("nan") if self.step == 6 else loss
+    def poisoned(self: Trainer, rows: Any) -> Any:
+        summed = healthy(self, rows)
+        return (
+            dataclasses.replace(summed, losses=[loss * float("nan") for loss in summed.losses])
+            if self.step == 6
+            else summed
+        )
 
-    monkeypatch.setattr(Trainer, "_backward", poisoned)
+    monkeypatch.setattr(Trainer, "_gradients", poisoned)
     job = run(live, "train", train_spec(live, model_folder))
     assert job.state == "failed"
     assert "step 7" in job.error_what

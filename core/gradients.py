@@ -1,0 +1,174 @@
+"""The gradients of an optimizer step, in whatever memory there is.
+
+On a GPU the longest micro-batch is tried before the first step, forward and backward. Where memory runs out, then or
+later, the batches become smaller or layers are computed again in the backward pass; the step starts over, and its
+gradients are the same.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import OutOfMemoryError
+from core.micro_batches import MicroBatches
+from core.recompute import Recompute
+from core.step_graphs import StepGraphs
+from core.tasks.task import Task
+
+T = TypeVar("T")
+FULL_SPEED_TOKENS = {"cpu": 1}  # below this many a pass, a device idles: then layers are recomputed before that
+FULL_SPEED_TOKENS_ELSEWHERE = 1024
+MOMENT_BYTES = 8  # AdamW's for a trained parameter, which do not exist yet when the longest batch is tried
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What adding up the gradients of a step told."""
+
+    micro_batches: list[list[int]]  # rows of each
+    losses: list[Tensor]  # the sum of each
+    positions: int  # that the model computed
+    notes: tuple[str, ...]  # what was changed on the way, for the log
+
+
+class Gradients:
+    """Adds the gradients of rows to the parameters of a model.
+
+    `start_over` clears what was added and puts the random numbers back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        examples: Sequence[Any],
+        batches: MicroBatches,
+        start_over: Callable[[], None],
+    ) -> None:
+        self.model, self.task, self.examples, self.micro_batches = model, task, examples, batches
+        self.start_over = start_over
+        self.recompute = Recompute(model)
+        self.graphs = StepGraphs(model, task, batches)
+        self._batch: Any = None  # the one being computed
+
+    def of(self, rows: Sequence[int]) -> Summed:
+        """Add the gradients of the mean loss over all trained tokens of these rows.
+
+        Raises OutOfMemoryError when they do not fit, row by row and with every layer recomputed.
+        """
+        trained = sum(self.examples[row].n_trained for row in rows)
+        notes: list[str] = []
+        return self._in_what_room_there_is(lambda: self._add(rows, trained, notes), notes)
+
+    def _add(self, rows: Sequence[int], trained: int, notes: Sequence[str]) -> Summed:
+        parts = self.micro_batches.divide(self.examples, rows)
+        losses: list[Tensor] = []
+        positions = 0
+        with self.recompute.running():
+            for part in parts:
+                self._batch = self.micro_batches.batch([self.examples[row] for row in part])
+                losses.append(self.add(self._batch, trained))
+                positions += self._batch.input_ids.numel()
+        return Summed(parts, losses, positions, tuple(notes))
+
+    @property
+    def keeps_buffers(self) -> bool:
+        """Whether gradients must be cleared where they are, since a graph adds to them there."""
+        return self.graphs.keeps_gradients
+
+    def add(self, batch: Any, trained: int) -> Tensor:
+        """Add the gradients of one micro-batch and return the sum of its losses."""
+        if self.graphs.takes(batch):
+            return self.graphs.run(batch, trained)
+        with self.task.computing(self.model, batch):
+            loss = self.task.loss_sum(self.model, batch)
+            torch.autograd.backward(loss / trained)
+        return loss.detach()
+
+    def try_longest(self, batch_size: int, trained_parameters: int) -> str:
+        """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words."""
+        device = next(self.model.parameters()).device
+        ordered = sorted(range(len(self.examples)), key=lambda row: -len(self.examples[row].input_ids))[:batch_size]
+        notes: list[str] = []
+        reserve = torch.empty(MOMENT_BYTES * trained_parameters, dtype=torch.uint8, device=device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self._in_what_room_there_is(lambda: self._try(ordered), notes)
+        peak, (_, total) = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)
+        del reserve
+        self.start_over()
+        again = f"{self.recompute.count} of {len(self.recompute.layers)} layers are computed again"
+        return " ".join([*notes, f"The longest batch takes {_gib(peak)} of {_gib(total)}; {again} backward."])
+
+    def _try(self, ordered: Sequence[int]) -> None:
+        parts = self.micro_batches.divide(self.examples, ordered)
+        longest = max(parts, key=lambda part: sum(len(self.examples[row].input_ids) for row in part))
+        with self.recompute.running():
+            self._batch = batch = self.micro_batches.batch([self.examples[row] for row in longest])
+            with self.task.computing(self.model, batch):
+                torch.autograd.backward(self.task.loss_sum(self.model, batch))
+
+    def _in_what_room_there_is(self, run: Callable[[], T], notes: list[str]) -> T:
+        while True:
+            try:
+                return run()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not (note := self._make_room()):
+                    raise _does_not_fit(self._batch) from error
+            notes.append(note)  # outside of `except`: the error holds on to all that is to be freed
+            self._free()
+
+    def _make_room(self) -> str:
+        """Make the next attempt smaller and say how; empty when nothing is left to make smaller."""
+        device = next(self.model.parameters()).device.type
+        longest = max(len(example.input_ids) for example in self.examples)
+        full_speed = FULL_SPEED_TOKENS.get(device, FULL_SPEED_TOKENS_ELSEWHERE)
+        computed = self._batch.input_ids.numel()
+        if self.micro_batches.halve(longest, full_speed, computed):
+            return f"Memory ran out: from here on at most {self.micro_batches.size_in_words} together."
+        if self.recompute.more():
+            count, all_layers = self.recompute.count, len(self.recompute.layers)
+            return f"Memory ran out: from here on {count} of {all_layers} layers are computed again backward."
+        if self.micro_batches.halve(longest, 1, computed):
+            return f"Memory ran out: from here on at most {self.micro_batches.size_in_words} together."
+        return ""
+
+    def _free(self) -> None:
+        self.graphs.drop()
+        self.start_over()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run needs to compute its steps alike."""
+        return {**self.micro_batches.state_dict(), "recomputed": self.recompute.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The inverse of `state_dict`."""
+        self.micro_batches.load_state_dict(state)
+        self.recompute.count = int(state["recomputed"])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the host, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _does_not_fit(batch: Any) -> OutOfMemoryError:
+    rows, length = batch.input_ids.shape
+    return OutOfMemoryError(
+        f"{rows} row of {length:,} tokens does not fit into the memory that is free, every layer computed again.",
+        f"Set max_length to {length // 2}, choose fewer target modules, a quantised base, or a smaller model.",
+    )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,199 @@
+"""Forward and backward pass of a packed batch as one CUDA graph: a small model waits for its launches, not its GPU.
+
+A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded once
+when it first occurs. The first replay is compared with the ordinary pass of the same batch; whatever stands against a
+graph, the ordinary pass goes on, and `reason` says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.data.packing import PackedBatch, Shape
+from core.micro_batches import MicroBatches
+from core.packed_attention import why_no_varlen_on
+from core.tasks.task import Task
+
+MOST_WORK = 2e13  # parameters times positions of a pass: above, the GPU is busy longer than launching takes
+MOST_SHAPES = 48
+LENGTHS = 64  # that a batch can be filled up to
+LEAST_MULTIPLE = 64
+WARM_UPS = 2
+TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph and the memory it reads and writes."""
+
+    graph: Any
+    batch: PackedBatch  # on the device
+    scale: Tensor  # 1 / trained tokens of the step
+    loss: Tensor  # sum of the losses
+
+
+class StepGraphs:
+    """The graphs of a run, by shape; they add to gradients that stay in place."""
+
+    def __init__(self, model: nn.Module, task: Task, batches: MicroBatches) -> None:
+        self.model, self.task, self.batches = model, task, batches
+        self.parameters: list[nn.Parameter] = []
+        self.reason = "graphs are for CUDA devices"
+        self.drop()
+
+    def train(self, parameters: list[nn.Parameter]) -> None:
+        """Add to the gradients of these parameters from now on."""
+        self.drop()
+        self.parameters = parameters
+
+    def drop(self) -> None:
+        """Forget what was recorded, when memory is short or other parameters train."""
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
+        self._pool: Any = None
+
+    def enable(self, batch_size: int, longest: int, refusal: str) -> None:
+        """Record from now on, if the model and the device allow: gives every batch one of a few shapes."""
+        self.reason = refusal or self._why_not()
+        if self.reason:
+            return
+        multiple = max(LEAST_MULTIPLE, self.batches.tokens // LENGTHS // LEAST_MULTIPLE * LEAST_MULTIPLE)
+        self.batches.shape = Shape(multiple, 4 * multiple, batch_size + 2, max(longest, multiple))
+
+    def _why_not(self) -> str:
+        device = next(self.model.parameters()).device
+        if device.type != "cuda":
+            return "graphs are for CUDA devices"
+        if not self.batches.packed:
+            return "only packed rows have static shapes"
+        if reason := why_no_varlen_on(self.model):
+            return f"its attention is not one kernel: {reason}"
+        if sum(parameter.numel() for parameter in self.model.parameters()) * self.batches.tokens > MOST_WORK:
+            return "the GPU is busy longer than the launches take"
+        return ""
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients must stay where they are, and be cleared in place."""
+        return bool(self._recorded)
+
+    def takes(self, batch: Any) -> bool:
+        """Whether a batch runs as a graph."""
+        if self.reason or not isinstance(batch, PackedBatch):
+            return False
+        return _shape_of(batch) in self._recorded or len(self._recorded) < MOST_SHAPES
+
+    def run(self, batch: PackedBatch, trained: int) -> Tensor:
+        """Add the gradients of a batch, divided by `trained`, and return the sum of its losses."""
+        key = _shape_of(batch)
+        if key not in self._recorded:
+            recorded, loss = self._record(batch, trained)
+            if recorded is not None:
+                self._recorded[key] = recorded
+            return loss
+        recorded = self._recorded[key]
+        _copy_into(recorded.batch, batch)
+        recorded.scale.fill_(1.0 / trained)
+        recorded.graph.replay()
+        return recorded.loss.clone()
+
+    def _record(self, batch: PackedBatch, trained: int) -> tuple[_Recorded | None, Tensor]:
+        """Run a batch the ordinary way, record it, and check that the replay adds the same gradients."""
+        device = next(self.model.parameters()).device
+        static = _without_lengths(batch.to(device))
+        scale = torch.tensor(1.0 / trained, device=device)
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        before = [gradient.clone() for gradient in gradients]
+        random = torch.cuda.get_rng_state(device)
+        loss = self._warm_up(static, scale, gradients, before)
+        wanted = [gradient.clone() for gradient in gradients]
+        try:
+            torch.cuda.set_rng_state(random, device)
+            recorded = self._capture(static, scale)
+            _put(gradients, before)
+            torch.cuda.set_rng_state(random, device)
+            recorded.graph.replay()
+            if not (_close([recorded.loss], [loss]) and _close(gradients, wanted)):
+                self.reason = "a replay did not give the gradients of the ordinary pass"
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.reason = f"it could not be recorded ({(str(error) or 'no reason given').splitlines()[0]})"
+        if self.reason:
+            _put(gradients, wanted)
+            self.drop()
+            return None, loss
+        return recorded, recorded.loss.clone()
+
+    def _warm_up(self, static: PackedBatch, scale: Tensor, gradients: list[Tensor], before: list[Tensor]) -> Tensor:
+        """The ordinary pass, on a stream of its own as recording asks for; the last run's gradients stay."""
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        random = torch.cuda.get_rng_state()
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                _put(gradients, before)
+                torch.cuda.set_rng_state(random)
+                loss = self._pass(static, scale)
+        torch.cuda.current_stream().wait_stream(stream)
+        return loss
+
+    def _capture(self, static: PackedBatch, scale: Tensor) -> _Recorded:
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss = self._pass(static, scale)
+        return _Recorded(graph, static, scale, loss)
+
+    def _pass(self, static: PackedBatch, scale: Tensor) -> Tensor:
+        with self.task.computing(self.model, static):
+            loss = self.task.loss_sum(self.model, static)
+            torch.autograd.backward(loss * scale)
+        return loss.detach()
+
+    def in_words(self) -> str:
+        """Whether steps run as graphs, and why not."""
+        return f"Steps run operation by operation: {self.reason}." if self.reason else "Steps run as CUDA graphs."
+
+
+def _shape_of(batch: PackedBatch) -> tuple[int, ...]:
+    bounds = batch.layout.bounds
+    segments = 0 if bounds is None else len(bounds)
+    return batch.n_positions, len(batch.positions), segments, batch.layout.longest, *_one_length(batch)
+
+
+def _one_length(batch: PackedBatch) -> tuple[int, ...]:
+    """Length and number of the examples when all are of one length, which a dense kernel is made for; else empty."""
+    lengths = batch.layout.lengths
+    return (lengths[0], len(lengths)) if len(set(lengths)) == 1 else ()
+
+
+def _without_lengths(batch: PackedBatch) -> PackedBatch:
+    """A batch whose attention can only go by `bounds`: what depends on host numbers must fail, not be recorded.
+
+    Examples of one length keep it: it is a part of the shape.
+    """
+    return batch if _one_length(batch) else replace(batch, layout=replace(batch.layout, lengths=()))
+
+
+def _copy_into(static: PackedBatch, batch: PackedBatch) -> None:
+    for name in ("input_ids", "position_ids", "positions", "targets"):
+        getattr(static, name).copy_(getattr(batch, name), non_blocking=True)
+    if static.layout.bounds is not None and batch.layout.bounds is not None:
+        static.layout.bounds.copy_(batch.layout.bounds, non_blocking=True)
+
+
+def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
+    torch._foreach_copy_(tensors, values)
+
+
+def _close(found: list[Tensor], wanted: list[Tensor]) -> bool:
+    differences = torch.stack([(one.float() - other.float()).norm() for one, other in zip(found, wanted, strict=True)])
+    sizes = torch.stack([other.float().norm() for other in wanted])
+    return bool(differences.norm() <= TOLERANCE * sizes.norm())

@@ -1,0 +1,154 @@
+"""Running out of memory: smaller batches, then layers computed again, and in the end the same gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
+from core.errors import OutOfMemoryError
+from core.tasks.completion import Completion
+from core.train import StepMetrics, Trainer
+from tests.core.toy import same_bits, toy_config, toy_llama, toy_trainer, trained_state
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def config(**changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "adapter": AdapterConfig(r=4, lora_alpha=8), "data": DataConfig(validation_share=0.0),
+        "optim": OptimConfig(learning_rate=1e-2, epsilon=1e-2), "batch_size": 8, "micro_batch_size": 8,
+    }  # fmt: skip
+    return toy_config(**{**settings, **changes})
+
+
+def double_trainer(**changes: Any) -> Trainer:
+    trainer = toy_trainer(config(**changes), model=toy_llama().double())
+    trainer.micro_batches.shares_prefix = False  # float32 inside RMSNorm shows how gradients are summed
+    return trainer
+
+
+def first(trainer: Trainer, steps: int) -> list[StepMetrics]:
+    return [metrics for _, metrics in zip(range(steps), trainer.steps(), strict=False)]
+
+
+class Memory:
+    """A device that has no room for more than some positions, forward or backward."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+        self.positions, self.failures = positions, 0
+        own = Completion.loss_sum
+
+        def limited(task: Completion, model: Any, batch: Any) -> torch.Tensor:
+            loss = own(task, model, batch)
+            if batch.input_ids.numel() > self.positions:
+                self.failures += 1
+                if self.failures % 2:
+                    raise FULL
+                loss.register_hook(self.fail)
+            return loss
+
+        monkeypatch.setattr(Completion, "loss_sum", limited)
+
+    def fail(self, gradient: torch.Tensor) -> None:
+        raise FULL
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_smaller_batches_go_on_with_the_same_gradients(monkeypatch: pytest.MonkeyPatch, packing: bool) -> None:
+    wanted = double_trainer(packing=packing)
+    calm = first(wanted, 3)
+    assert all(not metrics.notes for metrics in calm)
+    trainer = double_trainer(packing=packing)
+    memory = Memory(monkeypatch, positions=100)
+    metrics = first(trainer, 3)
+    assert memory.failures >= 2
+    assert all("Memory ran out: from here on at most" in note for note in metrics[0].notes) and metrics[0].notes
+    assert all(one.positions <= 8 * 128 for one in metrics)
+    for one, other in zip(metrics, calm, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-12)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-12)
+    for name, value in trained_state(wanted).items():
+        torch.testing.assert_close(trained_state(trainer)[name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_a_resumed_run_divides_its_steps_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    changes = {"adapter": AdapterConfig(r=4, lora_alpha=8, lora_dropout=0.1)}
+    Memory(monkeypatch, positions=100)
+    whole = toy_trainer(config(**changes))
+    first(whole, 2)
+    save_checkpoint(whole, tmp_path)
+    wanted = first(whole, 2)
+    resumed = toy_trainer(config(**changes))
+    path = latest_checkpoint(tmp_path)
+    assert path is not None
+    load_checkpoint(resumed, path)
+    assert resumed.gradients.state_dict() == whole.gradients.state_dict()
+    assert [metrics.loss for metrics in first(resumed, 2)] == [metrics.loss for metrics in wanted]
+    assert same_bits(trained_state(whole), trained_state(resumed))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_computed_again_give_the_same_bits(dropout: float) -> None:
+    changes = {"adapter": AdapterConfig(r=4, lora_alpha=8, lora_dropout=dropout), "fast_path": False}
+    kept, again = toy_trainer(config(**changes)), toy_trainer(config(**changes))
+    assert again.gradients.recompute.more() and again.gradients.recompute.more()
+    assert again.gradients.recompute.count == len(again.gradients.recompute.layers) == 2
+    assert not again.gradients.recompute.more()
+    for one, other in zip(first(kept, 2), first(again, 2), strict=True):
+        assert other.loss == one.loss
+    assert same_bits(trained_state(kept), trained_state(again))
+    assert not any("forward" in vars(layer) for layer in again.gradients.recompute.layers)
+
+
+def test_layers_computed_again_keep_less() -> None:
+    kept, again = toy_trainer(config()), toy_trainer(config())
+    again.gradients.recompute.count = 2
+    assert kept_bytes(again) < 0.5 * kept_bytes(kept)
+
+
+def kept_bytes(trainer: Trainer) -> int:
+    """Bytes that the forward pass keeps, each storage once, weights left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    sizes: dict[int, int] = {}
+    alive = []
+    batch = trainer.micro_batches.batch(trainer.examples.train[:8])
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        if (storage := tensor.untyped_storage()).data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    trainer.model.train()
+    with (
+        trainer.fast_path.running(),
+        trainer.gradients.recompute.running(),
+        trainer.task.computing(trainer.model, batch),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        trainer.task.loss_sum(trainer.model, batch)
+    return sum(sizes.values())
+
+
+def test_when_nothing_helps_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    Memory(monkeypatch, positions=0)
+    trainer = toy_trainer(config())
+    before = trained_state(trainer)
+    with pytest.raises(OutOfMemoryError, match="every layer computed again") as caught:
+        first(trainer, 1)
+    assert "max_length" in caught.value.fix
+    assert same_bits(before, trained_state(trainer))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Completion, "loss_sum", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        first(toy_trainer(config()), 1)

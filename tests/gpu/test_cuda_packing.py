@@ -1,0 +1,72 @@
+"""Packed rows, graphs, the memory of the longest batch and determinism, on a CUDA device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from core.config import AdapterConfig, DataConfig, OptimConfig
+from core.train import StepMetrics, Trainer
+from tests.core.toy import same_bits, toy_config, toy_llama, toy_trainer, trained_state
+from tests.live import figure
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none here"),
+]
+HEADS = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def trainer(dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "adapter": AdapterConfig(r=4, lora_alpha=8), "data": DataConfig(validation_share=0.0),
+        "optim": OptimConfig(learning_rate=1e-3), "batch_size": 8, "micro_batch_size": 0, "epochs": 100.0,
+    }  # fmt: skip
+    model = toy_llama(**HEADS, initializer_range=0.05).to(dtype).cuda()
+    return toy_trainer(toy_config(**{**settings, **changes}), model=model)
+
+
+def first(made: Trainer, steps: int) -> list[StepMetrics]:
+    return [metrics for _, metrics in zip(range(steps), made.steps(), strict=False)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_steps_follow_the_padded_ones(dtype: torch.dtype) -> None:
+    packed, padded = trainer(dtype, graphs=False), trainer(dtype, packing=False)
+    assert packed.micro_batches.packed and not padded.micro_batches.packed
+    figure(f"{dtype}: {packed.micro_batches.describe()}")
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+    for one, other in zip(first(packed, 5), first(padded, 5), strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=tolerance)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=5 * tolerance)
+        assert one.positions <= other.positions
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_replayed_steps_are_the_ordinary_ones(dropout: float) -> None:
+    adapter = AdapterConfig(r=4, lora_alpha=8, lora_dropout=dropout)
+    graphs, eager = trainer(adapter=adapter), trainer(adapter=adapter, graphs=False)
+    replayed, ordinary = first(graphs, 12), first(eager, 12)
+    assert graphs.gradients.graphs.reason == "" and graphs.gradients.keeps_buffers, graphs.gradients.graphs.in_words()
+    assert any("CUDA graphs" in note for note in replayed[0].notes)
+    for one, other in zip(replayed, ordinary, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2e-2)
+    seconds = [sum(metrics.seconds for metrics in side[6:]) for side in (replayed, ordinary)]
+    figure(f"six steps of a toy: replayed {seconds[0] * 1e3:.1f} ms, ordinary {seconds[1] * 1e3:.1f} ms")
+
+
+def test_the_longest_batch_is_measured_before_the_first_step() -> None:
+    made = trainer()
+    before = trained_state(made)
+    note = first(made, 1)[0].notes[0]
+    assert "The longest batch takes" in note and "0 of 2 layers" in note
+    assert made.step == 1 and not same_bits(before, trained_state(made))
+
+
+def test_deterministic_runs_have_the_same_bits() -> None:
+    one, other = trainer(deterministic=True), trainer(deterministic=True)
+    assert [metrics.loss for metrics in first(one, 6)] == [metrics.loss for metrics in first(other, 6)]
+    assert same_bits(trained_state(one), trained_state(other))
+    assert not torch.are_deterministic_algorithms_enabled()
