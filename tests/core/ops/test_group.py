@@ -1,0 +1,94 @@
+"""Linear layers with adapters, alone, with norm, residual and gate, against plain autograd in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.adapters import inject
+from core.adapters.host import AdaptedModule
+from core.config import AdapterConfig
+from core.ops.gated_mlp import GatedMLP, gated_mlp
+from core.ops.gating import SILU
+from core.ops.group import Group
+from core.ops.normed_linear import normed_linear, normed_linear_reference
+from core.ops.output_linear import output_linear, output_linear_reference
+from core.ops.recognition import read_projection
+from core.ops.rms_norm import Norm
+
+WIDTH = 12
+NORM = Norm(torch.linspace(0.5, 1.5, WIDTH, dtype=torch.float64), 1e-5)
+
+
+def layers(method: str, *sizes: tuple[int, int], bias: bool = True, adapted: str = r"\d") -> Group:
+    """A group of layers, adapted where the pattern says."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(*size, bias=bias).double() for size in sizes)).requires_grad_(False)
+    inject(model, AdapterConfig(method=method, r=3, lora_alpha=6, target_modules=adapted), seed=1)
+    for module in model.modules():
+        if isinstance(module, AdaptedModule):
+            for parameter in module.adapters.parameters():
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    return Group(*(read_projection(module) for module in model))
+
+
+def same(found: Sequence[Tensor], expected: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+    trained = [leaf for leaf in leaves if leaf.requires_grad]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    weights = [torch.randn_like(each) for each in expected]
+    gradients = [torch.autograd.grad(outputs, trained, weights) for outputs in (list(found), list(expected))]
+    for one, other in zip(*gradients, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def rows(*, trains: bool = True) -> Tensor:
+    torch.manual_seed(4)
+    return torch.randn(2, 5, WIDTH, dtype=torch.float64, requires_grad=trains)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lora_fa"])
+@pytest.mark.parametrize("norm", [None, NORM], ids=["bare", "normed"])
+@pytest.mark.parametrize("adapted", [r"\d", "[02]", "1"])
+@pytest.mark.parametrize("trains", [True, False])
+def test_layers_of_one_input(method: str, norm: Norm | None, adapted: str, trains: bool) -> None:
+    group, x = layers(method, (WIDTH, 8), (WIDTH, 4), (WIDTH, 4), adapted=adapted), rows(trains=trains)
+    found, expected = normed_linear(x, norm, group), normed_linear_reference(x, norm, group)
+    if not trains:  # an output that nothing trained leads to has no gradient to compare
+        kept = [index for index, each in enumerate(group.projections) if each.adapter is not None]
+        found, expected = [found[index] for index in kept], [expected[index] for index in kept]
+    same(found, expected, [x, *group.parameters])
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("post", [None, NORM], ids=["bare", "normed"])
+def test_a_layer_that_ends_a_branch(method: str, post: Norm | None) -> None:
+    group, residual = layers(method, (8, WIDTH)), rows()
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    found, expected = (form(x, residual, group, post) for form in (output_linear, output_linear_reference))
+    same([found], [expected], [x, residual, *group.parameters])
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("post", [None, NORM], ids=["bare", "normed"])
+@pytest.mark.parametrize("sizes", [[(WIDTH, 20), (WIDTH, 20)], [(WIDTH, 40)]], ids=["apart", "together"])
+def test_a_whole_mlp(method: str, post: Norm | None, sizes: list[tuple[int, int]]) -> None:
+    mlp = GatedMLP(NORM, layers(method, *sizes), layers(method, (20, WIDTH)), SILU, post)
+    x = rows()
+    same([gated_mlp(x, mlp)], [mlp.reference(x)], [x, *mlp.parameters])
+
+
+@pytest.mark.parametrize("form", [normed_linear, normed_linear_reference])
+def test_gradients_sum_over_calls(form: Callable[..., Sequence[Tensor]]) -> None:
+    """The same layers twice in one graph, as with shared weights."""
+    group, x = layers("lora", (WIDTH, WIDTH)), rows()
+    (once,) = form(x, None, group)
+    (twice,) = form(once, None, group)
+    found = torch.autograd.grad(twice.sum(), [x, *group.parameters])
+    plain = normed_linear_reference(normed_linear_reference(x, None, group)[0], None, group)[0]
+    for one, other in zip(found, torch.autograd.grad(plain.sum(), [x, *group.parameters]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
