@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import OutOfMemoryError
+from core.loss import device_of
 from core.micro_batches import MicroBatches
+from core.prepared import Prepared
 from core.recompute import Recompute
 from core.step_graphs import StepGraphs
 from core.tasks.task import Task
@@ -55,6 +57,7 @@ class Gradients:
         self.start_over = start_over
         self.recompute = Recompute(model)
         self.graphs = StepGraphs(model, task, batches)
+        self.prepared = Prepared(examples, batches, pins=device_of(model).type == "cuda")
         self._batch: Any = None  # the one being computed
 
     def of(self, rows: Sequence[int]) -> Summed:
@@ -67,15 +70,13 @@ class Gradients:
         return self._in_what_room_there_is(lambda: self._add(rows, trained, notes), notes)
 
     def _add(self, rows: Sequence[int], trained: int, notes: Sequence[str]) -> Summed:
-        parts = self.micro_batches.divide(self.examples, rows)
+        divided = self.prepared.of(rows)
         losses: list[Tensor] = []
-        positions = 0
         with self.recompute.running():
-            for part in parts:
-                self._batch = self.micro_batches.batch([self.examples[row] for row in part])
+            for self._batch in divided.batches:
                 losses.append(self.add(self._batch, trained))
-                positions += self._batch.input_ids.numel()
-        return Summed(parts, losses, positions, tuple(notes))
+        positions = sum(batch.input_ids.numel() for batch in divided.batches)
+        return Summed(divided.parts, losses, positions, tuple(notes))
 
     @property
     def keeps_buffers(self) -> bool:
@@ -93,7 +94,7 @@ class Gradients:
 
     def try_longest(self, batch_size: int, trained_parameters: int) -> str:
         """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         ordered = sorted(range(len(self.examples)), key=lambda row: -len(self.examples[row].input_ids))[:batch_size]
         notes: list[str] = []
         reserve = torch.empty(MOMENT_BYTES * trained_parameters, dtype=torch.uint8, device=device)
@@ -127,7 +128,7 @@ class Gradients:
 
     def _make_room(self) -> str:
         """Make the next attempt smaller and say how; empty when nothing is left to make smaller."""
-        device = next(self.model.parameters()).device.type
+        device = device_of(self.model).type
         longest = max(len(example.input_ids) for example in self.examples)
         full_speed = FULL_SPEED_TOKENS.get(device, FULL_SPEED_TOKENS_ELSEWHERE)
         computed = self._batch.input_ids.numel()

@@ -131,6 +131,8 @@ def why_no_varlen(device: torch.device, dtype: torch.dtype, size: int, value_siz
     """Why torch's attention over rows of any length cannot be used; empty when it can."""
     if device.type != "cuda":
         return "it needs a CUDA device"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs a GPU of the Ampere generation or newer"
     if dtype not in VARLEN_DTYPES:
         return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
     if size != value_size or size > 256 or size % 8:

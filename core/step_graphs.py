@@ -1,7 +1,7 @@
 """Forward and backward pass of a packed batch as one CUDA graph: a small model waits for its launches, not its GPU.
 
-A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded once
-when it first occurs. The first replay is compared with the ordinary pass of the same batch; whatever stands against a
+A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded
+when it occurs again. The first replay is compared with the ordinary pass of the same batch; whatever stands against a
 graph, the ordinary pass goes on, and `reason` says why.
 """
 
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from core.data.packing import PackedBatch, Shape
+from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.packed_attention import why_no_varlen_on
 from core.tasks.task import Task
 
 MOST_WORK = 2e13  # parameters times positions of a pass: above, the GPU is busy longer than launching takes
 MOST_SHAPES = 48
-LENGTHS = 64  # that a batch can be filled up to
+LENGTHS = 32  # that a batch can be filled up to
 LEAST_MULTIPLE = 64
 WARM_UPS = 2
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
@@ -53,6 +54,7 @@ class StepGraphs:
     def drop(self) -> None:
         """Forget what was recorded, when memory is short or other parameters train."""
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
+        self._seen: set[tuple[int, ...]] = set()
         self._pool: Any = None
 
     def enable(self, batch_size: int, longest: int, refusal: str) -> None:
@@ -64,7 +66,7 @@ class StepGraphs:
         self.batches.shape = Shape(multiple, 4 * multiple, batch_size + 2, max(longest, multiple))
 
     def _why_not(self) -> str:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         if device.type != "cuda":
             return "graphs are for CUDA devices"
         if not self.batches.packed:
@@ -84,7 +86,11 @@ class StepGraphs:
         """Whether a batch runs as a graph."""
         if self.reason or not isinstance(batch, PackedBatch):
             return False
-        return _shape_of(batch) in self._recorded or len(self._recorded) < MOST_SHAPES
+        shape = _shape_of(batch)
+        if shape not in self._seen:  # recording costs some passes: only for what comes again
+            self._seen.add(shape)
+            return False
+        return shape in self._recorded or len(self._recorded) < MOST_SHAPES
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:
         """Add the gradients of a batch, divided by `trained`, and return the sum of its losses."""
@@ -102,7 +108,7 @@ class StepGraphs:
 
     def _record(self, batch: PackedBatch, trained: int) -> tuple[_Recorded | None, Tensor]:
         """Run a batch the ordinary way, record it, and check that the replay adds the same gradients."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         static = _without_lengths(batch.to(device))
         scale = torch.tensor(1.0 / trained, device=device)
         for parameter in self.parameters:

@@ -199,6 +199,8 @@ class Trainer:
         rows = self.sampler.next_rows()
         trained = sum(self.examples.train[row].n_trained for row in rows)
         summed = self._gradients(rows)
+        if self.step + 1 < self.total_steps:
+            self.gradients.prepared.look_ahead(self.sampler.peek_rows())
         if (penalty := self.rule.regularizer()) is not None:
             torch.autograd.backward(penalty)
         grad_norm, figures = self._checked_norm(summed)

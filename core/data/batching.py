@@ -79,13 +79,17 @@ class Sampler:
 
     def next_rows(self) -> list[int]:
         """The rows of the next step, the longest first."""
-        if self._planned_epoch != self.epoch:
-            self._plan, self._planned_epoch = self._epoch_steps(self.epoch), self.epoch
-        rows = sorted(self._plan[self.position], key=lambda index: (-self.lengths[index], index))
+        rows = self.peek_rows()
         self.position += 1
         if self.position == self.steps_per_epoch:
             self.epoch, self.position = self.epoch + 1, 0
         return rows
+
+    def peek_rows(self) -> list[int]:
+        """What `next_rows` will give."""
+        if self._planned_epoch != self.epoch:
+            self._plan, self._planned_epoch = self._epoch_steps(self.epoch), self.epoch
+        return sorted(self._plan[self.position], key=lambda index: (-self.lengths[index], index))
 
     def state_dict(self) -> dict[str, int]:
         """Where the sampler stands, ready for JSON."""

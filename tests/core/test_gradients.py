@@ -76,6 +76,19 @@ def test_smaller_batches_go_on_with_the_same_gradients(monkeypatch: pytest.Monke
         torch.testing.assert_close(trained_state(trainer)[name], value, rtol=1e-10, atol=1e-12)
 
 
+def test_the_next_batches_are_ready_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead, behind = toy_trainer(config()), toy_trainer(config())
+    monkeypatch.setattr(behind.gradients.prepared, "look_ahead", lambda rows: None)
+    steps = ahead.plan.steps_per_epoch + 2  # over the end of an epoch
+    for one, other in zip(first(ahead, steps), first(behind, steps), strict=True):
+        assert (one.loss, one.positions) == (other.loss, other.positions)
+    assert (ahead.gradients.prepared.hits, behind.gradients.prepared.hits) == (steps - 1, 0)
+    assert ahead.sampler.state_dict() == behind.sampler.state_dict()
+    ahead.micro_batches.tokens //= 2  # batches that were made before do not fit any more
+    first(ahead, 1)
+    assert ahead.gradients.prepared.hits == steps - 1
+
+
 def test_a_resumed_run_divides_its_steps_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changes = {"adapter": AdapterConfig(r=4, lora_alpha=8, lora_dropout=0.1)}
     Memory(monkeypatch, positions=100)

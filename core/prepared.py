@@ -1,0 +1,52 @@
+"""The batches of the next step, made on a thread of their own while the device computes the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from core.data.packing import PackedBatch
+from core.micro_batches import MicroBatches
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A step's rows by micro-batch, and the batches."""
+
+    parts: list[list[int]]
+    batches: list[Any]
+
+
+class Prepared:
+    """Makes the batches of steps, one step ahead when it is told of it."""
+
+    def __init__(self, examples: Sequence[Any], micro_batches: MicroBatches, pins: bool) -> None:
+        self.examples, self.micro_batches, self.pins = examples, micro_batches, pins
+        self.hits = 0  # steps whose batches were there already
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._key: Any = None
+        self._ahead: Future[Divided] | None = None
+
+    def look_ahead(self, rows: Sequence[int]) -> None:
+        """Begin with the batches of these rows."""
+        self._key = self._settings(rows)
+        self._ahead = self._thread.submit(self._make, rows)
+
+    def of(self, rows: Sequence[int]) -> Divided:
+        """The batches of these rows, ready or made now."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or self._key != self._settings(rows):  # such as smaller batches, since memory ran out
+            return self._make(rows)
+        self.hits += 1
+        return ahead.result()
+
+    def _settings(self, rows: Sequence[int]) -> Any:
+        batches = self.micro_batches
+        return tuple(rows), batches.rows, batches.tokens, batches.shape, batches.shares_prefix
+
+    def _make(self, rows: Sequence[int]) -> Divided:
+        parts = self.micro_batches.divide(self.examples, rows)
+        made = [self.micro_batches.batch([self.examples[row] for row in part]) for part in parts]
+        return Divided(parts, [each.pinned() if self.pins and isinstance(each, PackedBatch) else each for each in made])
