@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from core.config import AdapterConfig, TrainConfig
+from core.config import TrainConfig
 from core.methods import methods
+from core.ops.coverage import is_fused
 from core.quantize.size import NONE, packed_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MASTER_BYTES = 4  # adapters are trained in float32
 MOMENTS = 2  # AdamW keeps two numbers for every trained one
 HIDDEN_KEPT, INNER_KEPT = 9, 4  # numbers kept per token and layer, in widths of the hidden and of the inner state
-HIDDEN_DROPPED, INNER_DROPPED = 10, 1  # further ones with dropout: a mask and a dropped input for every target
+HIDDEN_DROPPED = 4  # further ones with dropout: every target keeps an input of its own
+HIDDEN_FUSED, INNER_FUSED, HIDDEN_SCALED = 5, 2, 4  # on the fast path, dropout or not; further ones for DoRA
 
 
 def estimate_memory(
@@ -40,7 +42,7 @@ def estimate_memory(
         "adapter": trained * MASTER_BYTES,
         "gradients": trained * MASTER_BYTES,
         "optimizer": trained * MASTER_BYTES * MOMENTS,
-        "activations": tokens * info.layers * _kept_per_token(info, config.adapter) * size
+        "activations": tokens * info.layers * _kept_per_token(info, config) * size
         + _unpacked_bytes(info, config.quantization, size),
         "logits": logits,
     }
@@ -61,7 +63,10 @@ def _unpacked_bytes(info: ModelInfo, quantization: str, size: int) -> int:
     return 0 if quantization == NONE else size * max((d_in * d_out for d_in, d_out in shapes), default=0)
 
 
-def _kept_per_token(info: ModelInfo, adapter: AdapterConfig) -> int:
+def _kept_per_token(info: ModelInfo, config: TrainConfig) -> int:
     inner = info.intermediate_size or 4 * info.hidden_size  # GPT-2 leaves it out and means this
-    kept = HIDDEN_KEPT * info.hidden_size + INNER_KEPT * inner
-    return kept + (HIDDEN_DROPPED * info.hidden_size + INNER_DROPPED * inner if adapter.lora_dropout else 0)
+    if is_fused(info.model_type, config):
+        scaled = HIDDEN_SCALED if config.adapter.method == "dora" else 0
+        return (HIDDEN_FUSED + scaled) * info.hidden_size + INNER_FUSED * inner
+    dropped = HIDDEN_DROPPED if config.adapter.lora_dropout else 0
+    return (HIDDEN_KEPT + dropped) * info.hidden_size + INNER_KEPT * inner

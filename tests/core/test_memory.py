@@ -14,6 +14,8 @@ from core.loss import find_head, loss_sum
 from core.memory import estimate_memory
 from core.methods import methods
 from core.models import ModelInfo, inspect_model
+from core.ops import precision
+from core.ops.fast_path import FastPath
 from tests.core.toy import toy_llama
 
 
@@ -26,7 +28,7 @@ def saved(model: Any, folder: Path) -> ModelInfo:
     return inspect_model(folder)
 
 
-def kept_bytes(model: Any, rows: int, length: int) -> int:
+def kept_bytes(model: Any, rows: int, length: int, path: FastPath) -> int:
     """Bytes that autograd keeps for the backward pass, beside the parameters; each storage once."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     sizes: dict[int, int] = {}
@@ -41,20 +43,25 @@ def kept_bytes(model: Any, rows: int, length: int) -> int:
 
     head = find_head(model)
     ids = torch.zeros(rows, length, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_sum(model.train(), head, ids, ids)
+    model.train()
+    with path.running(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_sum(model, head, ids, ids)
     return sum(sizes.values())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_activations_are_within_a_quarter_of_what_autograd_keeps(tmp_path: Path, dropout: float, dtype: str) -> None:
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_activations_are_within_a_quarter_of_what_autograd_keeps(
+    tmp_path: Path, dropout: float, dtype: str, fast_path: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_half_products", lambda: True)  # as on a GPU
     shape = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
     model = untied(**shape).to(getattr(torch, dtype))
     info = saved(model, tmp_path)
-    config = TrainConfig(adapter=AdapterConfig(r=4, lora_dropout=dropout))
+    config = TrainConfig(adapter=AdapterConfig(r=4, lora_dropout=dropout), fast_path=fast_path)
     inject(model, config.adapter)
-    wanted = kept_bytes(model, 2, 64)
+    wanted = kept_bytes(model, 2, 64, FastPath(model, fast_path))
     estimate = estimate_memory(info, config, 2, 64, dtype)
     assert 0.75 * wanted < estimate["activations"] < 1.25 * wanted
 

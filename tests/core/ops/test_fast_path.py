@@ -10,9 +10,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from core.adapters import adapter_rows, inject, merge, set_adapter, unmerge
-from core.config import AdapterConfig
+from core.config import AdapterConfig, TrainConfig
 from core.ops import precision
+from core.ops.coverage import METHODS, is_fused
 from core.ops.fast_path import FastPath
+from core.ops.recognition import ADAPTERS
 from core.quantize.model import quantize_model
 from tests.core.ops.families import OWN, adapted, exact, step, tiny, worst_difference
 from tests.core.toy import toy_gpt2, toy_llama
@@ -33,7 +35,9 @@ def check(model: Any, expected: str = "all 3 layers") -> None:
 
 @pytest.mark.parametrize("family", OWN)
 def test_every_family_equals_autograd(family: str) -> None:
-    check(exact(adapted(tiny(family))))
+    model = exact(adapted(tiny(family)))
+    check(model)
+    assert is_fused(model.config.model_type, TrainConfig())  # what plans of a run count on
 
 
 @pytest.mark.parametrize("family", ["Llama", "Phi3", "Gemma3Text"])
@@ -148,6 +152,7 @@ def test_layers_it_does_not_know_run_as_they_are() -> None:
     assert gpt2.sentence == "Generic path, layer by layer: GPT2LMHeadModel is of another architecture."
     off = FastPath(adapted(toy_llama()), is_wanted=False)
     assert off.sentence == "Generic path, layer by layer: fast_path is off."
+    assert len(METHODS) == len(ADAPTERS)
     vera = toy_llama()
     inject(vera, AdapterConfig(method="vera"))
     assert FastPath(vera).sentence == "Generic path, layer by layer: VeRA has no fused form."
