@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from core.adapters import adapter_rows, inject, merge, set_adapter, unmerge
 from core.config import AdapterConfig, TrainConfig
+from core.models import load_model
 from core.ops import precision
 from core.ops.coverage import METHODS, is_fused
 from core.ops.fast_path import FastPath
@@ -171,6 +173,17 @@ def test_a_layer_that_computes_something_else_is_found_out() -> None:
     assert "all 3" in FastPath(model).sentence  # read from the module itself
     model.model.layers[1].mlp.forward = lambda x: 2 * x
     assert "do not give the model's own hidden states" in FastPath(model).sentence
+
+
+@pytest.mark.parametrize("is_emulated", [False, True], ids=["in 16 bits", "widened"])
+def test_the_starter_takes_it_in_bfloat16(
+    starter_folder: Path, is_emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real model, whose layers cancel and amplify: rounding must not be taken for another architecture."""
+    monkeypatch.setattr(precision, "has_half_products", lambda: not is_emulated)
+    model, _ = load_model(starter_folder, "bfloat16")
+    inject(model, AdapterConfig())
+    assert FastPath(model).sentence == "Fast path: all 30 layers run fused."
 
 
 def states(model: Any, path: FastPath | None, tokens: torch.Tensor) -> torch.Tensor:
