@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from core.errors import OutOfMemoryError, StudioError
 from studio.failures import is_out_of_memory
@@ -139,9 +139,20 @@ class Inbox:
         self.requests.put(None)
 
 
-def serve(inbox: Inbox, write: Callable[[Reply], None]) -> None:
+class Answers(Protocol):
+    """What answers the requests of a helper process."""
+
+    def answer(self, request: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Reply]:
+        """The replies to one request, the last one `done`."""
+        ...
+
+    def drop(self) -> None:
+        """Free the memory."""
+        ...
+
+
+def serve(inbox: Inbox, write: Callable[[Reply], None], engine: Answers) -> None:
     """Answer request after request until the input ends."""
-    engine = Engine()
     while (request := inbox.requests.get()) is not None:
         number = request["id"]
         if inbox.is_stopped(number):
@@ -150,7 +161,7 @@ def serve(inbox: Inbox, write: Callable[[Reply], None]) -> None:
             write({"id": number, **reply})
 
 
-def _without_exceptions(engine: Engine, request: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Reply]:
+def _without_exceptions(engine: Answers, request: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Reply]:
     """The engine's replies, with an error for the user as the last one where it fails."""
     try:
         yield from engine.answer(request, stop)
@@ -178,9 +189,9 @@ def _take_stdout() -> IO[bytes]:
     return replies
 
 
-def main() -> None:
-    """Run until standard input ends."""
-    parser = argparse.ArgumentParser(prog="studio.chat")
+def run(name: str, engine: Answers) -> None:
+    """Be the helper process `name` until standard input ends."""
+    parser = argparse.ArgumentParser(prog=name)
     parser.add_argument("--workspace", type=Path, required=True, help="only shown in the list of processes")
     parser.parse_args()
     replies = _take_stdout()
@@ -191,10 +202,10 @@ def main() -> None:
         replies.flush()
 
     try:
-        serve(Inbox(sys.stdin.buffer), write)
+        serve(Inbox(sys.stdin.buffer), write, engine)
     except BrokenPipeError:
         _log.info("the studio is gone")
 
 
 if __name__ == "__main__":
-    main()
+    run("studio.chat", Engine())

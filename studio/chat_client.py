@@ -34,8 +34,11 @@ class ChatError(StudioError):
     """The chat could not answer."""
 
 
-class ChatClient:
-    """Answers from the chat process, which this starts, restarts after a crash, and stops. Safe to use from threads."""
+class HelperClient:
+    """Replies of a helper process, which this starts, restarts after a crash, and stops. Safe to use from threads."""
+
+    module = ""
+    log_name = ""
 
     def __init__(self, workspace: Workspace, *, idle_s: float = IDLE_S, deadline_s: float = DEADLINE_S) -> None:
         self.workspace = workspace
@@ -46,27 +49,13 @@ class ChatClient:
         self._timer: threading.Timer | None = None
         self._numbers = itertools.count(1)
 
-    def stream(
-        self,
-        model: Path,
-        adapters: Sequence[Path | None],
-        conversations: Sequence[Sequence[tuple[str, str]]],
-        settings: Mapping[str, Any],
-    ) -> Iterator[ChatChunk]:
-        """Answer one conversation (role, text) a pane; `adapters` holds each pane's adapter folder, None for the base.
+    def replies(self, fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Ask, and yield the replies, the last one `done`. Closing the iterator stops the work.
 
-        Closing the iterator stops the generation. Raises ChatError on a crash or when `deadline_s` is over, and the
-        StudioError of the chat process when it cannot load or answer.
+        Raises ChatError on a crash or when `deadline_s` is over, and the StudioError that the process answers with.
         """
         number = next(self._numbers)
-        request = {
-            "id": number,
-            "model": str(model),
-            "adapters": [None if folder is None else str(folder) for folder in adapters],
-            "conversations": [[list(turn) for turn in conversation] for conversation in conversations],
-            "settings": dict(settings),
-        }
-        process = self._ask(request)
+        process = self._ask({"id": number, **fields})
         try:
             yield from self._answers(process, number)
         finally:
@@ -88,12 +77,12 @@ class ChatClient:
             if self._timer is not None:
                 self._timer.cancel()
             if self._process is None or not self._process.ask(request):
-                self._process = _ChatProcess(self.workspace)
+                self._process = _ChatProcess(self.workspace, self.module, self.log_name)
                 if not self._process.ask(request):
                     raise ChatError("The chat process does not start.", _AGAIN)
             return self._process
 
-    def _answers(self, process: _ChatProcess, number: int) -> Iterator[ChatChunk]:
+    def _answers(self, process: _ChatProcess, number: int) -> Iterator[Mapping[str, Any]]:
         deadline = time.monotonic() + self.deadline_s
         while True:
             try:
@@ -105,7 +94,7 @@ class ChatClient:
                 raise process.why_it_ended()
             if "error" in reply:
                 raise StudioError(*reply["error"])
-            yield ChatChunk(tuple(reply["texts"]), tuple(reply["sha256"]), reply["done"], reply["message"])
+            yield reply
             if reply["done"]:
                 return
 
@@ -127,18 +116,45 @@ class ChatClient:
         process.end()
 
 
+class ChatClient(HelperClient):
+    """Answers from the chat process."""
+
+    module = "studio.chat"
+    log_name = "chat.log"
+
+    def stream(
+        self,
+        model: Path,
+        adapters: Sequence[Path | None],
+        conversations: Sequence[Sequence[tuple[str, str]]],
+        settings: Mapping[str, Any],
+    ) -> Iterator[ChatChunk]:
+        """Answer one conversation (role, text) a pane; `adapters` holds each pane's adapter folder, None for the base.
+
+        Closing the iterator stops the generation. Raises what `replies` raises.
+        """
+        request = {
+            "model": str(model),
+            "adapters": [None if folder is None else str(folder) for folder in adapters],
+            "conversations": [[list(turn) for turn in conversation] for conversation in conversations],
+            "settings": dict(settings),
+        }
+        for reply in self.replies(request):
+            yield ChatChunk(tuple(reply["texts"]), tuple(reply["sha256"]), reply["done"], reply["message"])
+
+
 class _ChatProcess:
     """One life of the chat process, and the queues of the requests it has not finished."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, module: str, log_name: str) -> None:
         self.replies: dict[int, queue.Queue[dict[str, Any] | None]] = {}
         self._lock = threading.Lock()  # of the queues
         self._input_lock = threading.Lock()
         self._is_over = self._was_ended = False
-        log = workspace.root / "chat.log"
+        log = workspace.root / log_name
         with log.open("wb") as errors:
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "studio.chat", "--workspace", str(workspace.root)],
+                [sys.executable, "-P", "-m", module, "--workspace", str(workspace.root)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

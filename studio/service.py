@@ -29,6 +29,7 @@ from studio.shelf import DatasetShelf
 from studio.show import adapter_view, job_view, model_view
 from studio.spec import from_yaml
 from studio.tables import ModelRow
+from studio.token_client import TokenClient
 from studio.token_counts import token_lengths
 from studio.views import (
     AdapterView,
@@ -36,10 +37,12 @@ from studio.views import (
     ChatPane,
     DatasetView,
     JobView,
+    LengthsView,
     ModelView,
     PlanView,
     PreviewRow,
     SystemView,
+    TokenRow,
 )
 from studio.workspace import Workspace
 
@@ -57,11 +60,13 @@ class Studio(JobDesk):
         self.adapter_shelf = AdapterShelf(self.workspace, self._library)
         self.board = JobBoard(self, self._jobs)
         self._chat = ChatClient(self.workspace)
+        self._tokens = TokenClient(self.workspace)
         self._lengths = lru_cache(maxsize=32)(self._measure_lengths)
 
     def close(self) -> None:
         """Let go of the chat process and the database; jobs go on."""
         self._chat.close()
+        self._tokens.close()
         self._database.close()
 
     # -- datasets
@@ -84,6 +89,21 @@ class Studio(JobDesk):
     def preview(self, dataset_id: str, *, start: int = 0, count: int = 10) -> list[PreviewRow]:
         """Some rows of a dataset as conversations."""
         return self.dataset_shelf.preview(dataset_id, start, count)
+
+    def token_rows(
+        self, dataset_id: str, model_id: str, *, start: int = 0, count: int = 10, max_length: int = 0
+    ) -> list[TokenRow]:
+        """Some rows of a dataset as the tokens that a model sees, each marked as trained or not."""
+        records = self.dataset_shelf.records(dataset_id)[max(0, start) : max(0, start) + count]
+        return self._tokens.rows(self._library.model_folder(self._library.model(model_id)), records, max_length)
+
+    def token_lengths(self, dataset_id: str, model_id: str, *, max_length: int = 0) -> LengthsView:
+        """How long a dataset's rows are in a model's tokens, and what is trained; takes seconds the first time."""
+        records = self.dataset_shelf.records(dataset_id)
+        stored = self.dataset_shelf.records_path(dataset_id)
+        return self._tokens.lengths(
+            self._library.model_folder(self._library.model(model_id)), records, stored, max_length
+        )
 
     def delete_dataset(self, dataset_id: str) -> None:
         """Remove a dataset that no unfinished job needs."""

@@ -121,6 +121,11 @@ class DatasetShelf:
         """Every usable row of a dataset; on disk, not in memory."""
         return self._records(dataset_id)
 
+    def records_path(self, dataset_id: str) -> Path | None:
+        """The file of a dataset's usable rows; None where an earlier version of the studio stored none."""
+        path = self.workspace.dataset_folder(self.library.dataset(dataset_id).id) / RECORDS
+        return path if path.is_file() else None
+
     def preview(self, dataset_id: str, start: int, count: int) -> list[PreviewRow]:
         """Some rows as conversations."""
         return [preview_row(record) for record in self.records(dataset_id)[max(0, start) : max(0, start) + count]]

@@ -93,6 +93,36 @@ class PreviewRow:
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """One row as tokens: their texts in order, each "prompt", "trained" or "cut"."""
+
+    row: int
+    pieces: tuple[tuple[str, str], ...]
+    tokens: int
+    trained: int  # terms of the loss within the maximum length
+    error: str = ""  # why the row cannot be trained on with this model
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class LengthsView:
+    """How long the rows of a dataset are in tokens of one model, and what of them is trained at a maximum length."""
+
+    rows: int  # measured
+    of: int  # rows of the dataset
+    tokens: int  # of one epoch of the measured rows, after the cut
+    trained: int  # terms of the loss in it
+    max_length: int
+    cut_rows: int
+    lost_rows: int  # nothing of them is left to train
+    percentiles: Mapping[str, int]  # "50", "95", "99", "100" -> tokens
+    edges: tuple[int, ...]  # of the histogram's bins
+    counts: tuple[int, ...]
+    refused: int  # rows that cannot be trained on with this model
+    refusal: str
+
+
+@dataclass(frozen=True)
 class AdapterView:
     """A trained or imported adapter."""
 

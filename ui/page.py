@@ -14,7 +14,7 @@ from ui.handlers import QUIET, Updates, only_changed
 from ui.i18n import Translator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ui.tabs.compare import CompareTab
     from ui.tabs.datasets import DatasetsTab
@@ -68,6 +68,15 @@ def unchecked(component: C) -> C:
     """
     component.preprocess = lambda payload: payload  # type: ignore[method-assign]
     return component
+
+
+Choice = tuple[str, str]  # name and id
+
+
+def known_or_first(wanted: str | None, choices: Sequence[Choice]) -> str | None:
+    """The wanted id if it can still be chosen, else the first one."""
+    known = [item for _, item in choices]
+    return wanted if wanted in known else known[0] if known else None
 
 
 class Tab:

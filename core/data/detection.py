@@ -58,10 +58,21 @@ def _within(name: str, best: str) -> bool:
 
 def unknown_columns(rows: Sequence[Values], what: str) -> DatasetError:
     """The error for rows of no known shape: the columns they have, and those that each format needs."""
-    columns = list(dict.fromkeys(str(name) for values in rows for name in values))
-    found = ", ".join(repr(name[:40]) for name in columns[:20]) + (", ..." if len(columns) > 20 else "")
     needs = "; ".join(f"{name}: {formats.get(name).needs}" for name in formats.names())
     return DatasetError(
-        f"The columns are not known: {what}. Found: {found or 'none'}.",
+        f"The columns are not known: {what}. Found: {_found(rows)}.",
         f"Name the columns as one of the formats needs them ({needs}).",
     )
+
+
+def other_columns(rows: Sequence[Values], format: str, file: str) -> DatasetError:
+    """The error for rows that do not have the columns of a format that was chosen for them."""
+    return DatasetError(
+        f"{file} has no row in the format {format}. Its columns: {_found(rows)}.",
+        f"Say which of them are {formats.get(format).needs}, or pick another format.",
+    )
+
+
+def _found(rows: Sequence[Values]) -> str:
+    columns = list(dict.fromkeys(str(name) for values in rows for name in values))
+    return (", ".join(repr(name[:40]) for name in columns[:20]) + (", ..." if len(columns) > 20 else "")) or "none"

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from core.data.detection import Detection, detect, match_share, rule_of, unknown_columns
+from core.data.detection import Detection, detect, match_share, other_columns, rule_of
 from core.data.formats import Format, formats
 from core.data.inspection import Inspector
 from core.data.languages import UsualLanguages
@@ -161,7 +161,7 @@ def _detection(head: list[Row], path: Path, recipe: Recipe) -> Detection:
         raise DatasetError(error.what, error.fix) from error
     share = match_share(readable, format)
     if not share:
-        raise unknown_columns(readable, f"{path.name} has no row in the format {recipe.format}")
+        raise other_columns(readable, recipe.format, path.name)
     return Detection(recipe.format, f"chosen by you: {rule_of(recipe.format)}", share)
 
 

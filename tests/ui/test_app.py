@@ -23,8 +23,8 @@ from ui.page import TAB_IDS
 ROOT = Path(__file__).resolve().parents[2]
 # Tests of a browser hold on to these.
 ELEMENT_IDS = {
-    "dataset-file", "dataset-add", "dataset-format", "dataset-name", "dataset-skip-bad-rows", "datasets-table",
-    "dataset-detected", "dataset-problems", "dataset-preview",
+    "dataset-file", "dataset-add", "dataset-format", "dataset-name", "dataset-bad-rows", "datasets-table",
+    "dataset-detected", "dataset-problems", "dataset-preview", "dataset-view", "dataset-model", "dataset-max-length",
     "train-dataset", "train-model", "train-name", "train-preset", "train-rank", "train-alpha", "train-learning-rate",
     "train-epochs", "train-targets", "train-all-linear", "train-attention-only", "train-plan", "train-start",
     "train-command", "train-yaml",

@@ -1,35 +1,37 @@
-"""Datasets: upload a file, see at once what it is and what is wrong with it, add it, and read its rows."""
+"""Datasets: upload files, see what they are and what is wrong, add them, and read rows as words or as tokens."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-from core.data.recipe import Recipe
-from studio.views import DatasetView, ProblemView
-from ui.fragments import DELEGATE, Cell, Row, badge_level, bubbles, callout, empty, esc, heading, table
-from ui.handlers import Updates, guarded
-from ui.page import Page, Tab
-from ui.quantities import bytes_text, moment_text, share_text
+from core.errors import StudioError
+from studio.views import DatasetView
+from ui.dataset_cards import format_name, reading_card
+from ui.dataset_form import DatasetForm, no_file
+from ui.fragments import DELEGATE, Cell, Row, bubbles, callout, empty, esc, heading, table
+from ui.handlers import QUIET, Updates, explain, guarded, guarded_stream
+from ui.page import Page, Tab, known_or_first, unchecked
+from ui.quantities import bytes_text, moment_text
+from ui.token_cards import length_card, token_rows
 
-FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx"]
 PAGE_ROWS = 10
-_PROBLEMS_SHOWN = 50
-AUTOMATIC = ""
+WORDS, TOKENS = "words", "tokens"
 
 
 class DatasetsTab(Tab):
-    """Left: add a file. Right: the library. Below: the rows of the chosen dataset as the model will see them."""
+    """Left: add files. Right: the library. Below: the rows of the chosen dataset as the model will see them."""
 
     id = "datasets"
 
     def layout(self) -> None:
         """Make the three cards."""
+        self.form = DatasetForm(self.studio, self.t)
         with gr.Row(elem_classes="split"):
-            with gr.Column(scale=5, min_width=340, elem_classes="card"):
-                self._layout_upload()
+            with gr.Column(scale=6, min_width=340, elem_classes="card"):
+                self.form.layout()
             with gr.Column(scale=6, min_width=340, elem_classes="card"):
                 gr.HTML(heading(self.t("datasets.library"), self.t("datasets.library_text")))
                 self.library = gr.HTML(elem_id="datasets-table", js_on_load=DELEGATE)
@@ -38,34 +40,21 @@ class DatasetsTab(Tab):
         self.chosen = gr.State("")
         self.start = gr.State(0)
 
-    def _layout_upload(self) -> None:
-        t = self.t
-        gr.HTML(heading(t("datasets.add_title"), t("datasets.add_text")))
-        self.file = gr.File(
-            label=t("datasets.file"), file_types=FILE_TYPES, file_count="single", height=150, elem_id="dataset-file"
-        )
-        self.message = gr.HTML(elem_id="dataset-message")
-        self.detected = gr.HTML(elem_id="dataset-detected")
-        with gr.Column(visible=False) as self.details:
-            with gr.Row():
-                self.name = gr.Textbox(label=t("datasets.name"), elem_id="dataset-name", max_length=120)
-                self.format = gr.Dropdown(
-                    self._formats(),
-                    value=AUTOMATIC,
-                    label=t("datasets.format"),
-                    elem_id="dataset-format",
-                    filterable=False,
-                )
-            self.skip = gr.Checkbox(
-                label=t("datasets.skip"), info=t("datasets.skip_info"), elem_id="dataset-skip-bad-rows"
-            )
-            self.add = gr.Button(t("datasets.add"), variant="primary", elem_id="dataset-add")
-        self.problems = gr.HTML(elem_id="dataset-problems")
-
     def _layout_preview(self) -> None:
         t = self.t
         gr.HTML(heading(t("datasets.preview"), t("datasets.preview_text")))
+        with gr.Row(elem_classes="view-choice"):
+            shown = [(t("datasets.as_words"), WORDS), (t("datasets.as_tokens"), TOKENS)]
+            self.shows = gr.Radio(shown, value=WORDS, label=t("datasets.shown_as"), elem_id="dataset-view", scale=3)
+            self.model = unchecked(
+                gr.Dropdown([], label=t("datasets.token_model"), elem_id="dataset-model", filterable=False, scale=2)
+            )
+            self.max_length = gr.Number(
+                0, label=t("field.max_length"), info=t("tokens.automatic"), minimum=0, precision=0,
+                elem_id="dataset-max-length", scale=1,
+            )  # fmt: skip
         self.summary = gr.HTML(elem_id="dataset-summary")
+        self.lengths = gr.HTML(elem_id="dataset-lengths")
         self.preview = gr.HTML(elem_id="dataset-preview")
         with gr.Row(elem_classes="buttons"):
             self.back = gr.Button(t("datasets.back"), elem_id="dataset-previous", size="sm")
@@ -81,45 +70,15 @@ class DatasetsTab(Tab):
     def view_outputs(self) -> list[Any]:
         """What choosing, paging, adding and deleting renew."""
         return [
-            self.library, self.summary, self.preview, self.chosen, self.start, self.message,
-            self.back, self.forward, self.train, self.delete, self.keep, self.sure,
+            self.library, self.summary, self.preview, self.chosen, self.start, self.form.message, self.model,
+            self.back, self.forward, self.train, self.delete, self.keep, self.sure, self.shows, self.lengths,
         ]  # fmt: skip
 
     def wire(self, page: Page) -> None:
         """Connect upload, library and preview."""
-        self._wire_upload()
-        self._wire_library(page)
-
-    def _wire_upload(self) -> None:
-        safe = guarded(self.message, self.t)
-        found = [self.message, self.detected, self.problems, self.details, self.name, self.add]
-        inspected = guarded(self.message, self.t, self._forget)(self._inspect_new)  # an unreadable file offers no form
-        self.listen(
-            self.file.upload,
-            inspected,
-            [self.file],
-            [*found, self.format],
-            show_progress="minimal",
-            show_progress_on=[self.detected],
-        )
-        self.listen(self.format.input, safe(self._inspect), [self.file, self.format], found)
-        self.listen(self.file.clear, safe(self._forget), [], found)
-        self.listen(
-            self.add.click, safe(self._add), [self.file, self.name, self.format, self.skip],
-            [*found, self.file, *self.view_outputs], show_progress="minimal", show_progress_on=[self.add],
-        )  # fmt: skip
-
-    def _wire_library(self, page: Page) -> None:
-        safe = guarded(self.message, self.t)
-        outputs = self.view_outputs
-        self.listen(self.library.click, safe(self._choose), [], outputs)
-        self.listen(self.back.click, safe(lambda i, s: self.view(i, s - PAGE_ROWS)), [self.chosen, self.start], outputs)
-        self.listen(
-            self.forward.click, safe(lambda i, s: self.view(i, s + PAGE_ROWS)), [self.chosen, self.start], outputs
-        )
-        self.listen(self.delete.click, lambda: self._asking(True), [], [self.delete, self.keep, self.sure])
-        self.listen(self.keep.click, lambda: self._asking(False), [], [self.delete, self.keep, self.sure])
-        self.listen(self.sure.click, safe(self._delete), [self.chosen], outputs)
+        self._wire_form()
+        self._wire_library()
+        self._wire_tokens()
         train = page.each.train
 
         def use(dataset_id: str, model_id: str | None) -> Updates:
@@ -128,78 +87,119 @@ class DatasetsTab(Tab):
         outputs = [*page.go_outputs, train.dataset, train.model]
         self.listen(self.train.click, use, [self.chosen, train.model], outputs)
 
-    def _formats(self) -> list[tuple[str, str]]:
-        named = [(self.t.known(f"format.{name}", name), name) for name in self.studio.formats()]
-        return [(self.t("datasets.automatic"), AUTOMATIC), *named]
+    def _wire_form(self) -> None:
+        form = self.form
+        stream = guarded_stream(form.message, self.t)
+        outputs, working = form.answers, {"show_progress": "minimal", "show_progress_on": [form.detected]}
+        self.listen(form.file.upload, stream(form.upload), [form.file], outputs, **working)
+        self.listen(form.format.input, stream(form.pick), form.choices[:3], outputs, **working)
+        self.listen(form.problems.click, stream(form.decide), form.choices, outputs, **working)
+        for field in form.fields:
+            self.listen(field.input, stream(form.remap), [form.recognised, *form.choices], outputs, **working)
+        self.listen(form.file.clear, guarded(form.message, self.t)(form.forget), [], outputs)
+        self.listen(
+            form.add.click, stream(self._add), [form.name, *form.choices], [*outputs, form.file, *self.view_outputs],
+            show_progress="minimal", show_progress_on=[form.add],
+        )  # fmt: skip
+
+    def _wire_library(self) -> None:
+        safe = guarded(self.form.message, self.t)
+        outputs = self.view_outputs
+        self._then_tokens(self.listen(self.library.click, safe(self._choose), [self.shows], outputs))
+        for button, step in ((self.back, -PAGE_ROWS), (self.forward, PAGE_ROWS)):
+            turn = safe(lambda dataset_id, start, shows, step=step: self.view(dataset_id, start + step, shows))
+            self._then_tokens(self.listen(button.click, turn, [self.chosen, self.start, self.shows], outputs))
+        self.listen(self.delete.click, lambda: self._asking(True), [], [self.delete, self.keep, self.sure])
+        self.listen(self.keep.click, lambda: self._asking(False), [], [self.delete, self.keep, self.sure])
+        self.listen(self.sure.click, safe(self._delete), [self.chosen], outputs)
+
+    def _wire_tokens(self) -> None:
+        outputs = [self.preview, self.lengths, self.model]
+        for event in (self.shows.input, self.model.input, self.max_length.submit, self.max_length.blur):
+            self.listen(event, self._rows_again, self._token_inputs, outputs, show_progress_on=[self.preview])
+
+    @property
+    def _token_inputs(self) -> list[Any]:
+        return [self.chosen, self.start, self.shows, self.model, self.max_length]
+
+    def _then_tokens(self, event: Any) -> None:
+        """Once another page or dataset is there, show it as tokens, if that is how rows are shown."""
+        event.then(self._tokens, self._token_inputs, [self.preview, self.lengths, self.model], **QUIET)
 
     # -- adding
 
-    def _inspect_new(self, path: str | None) -> Updates:
-        # The format chosen for the last file says nothing about this one.
-        name = Path(path).stem.replace("_", " ") if path else ""
-        return {self.format: AUTOMATIC, self.name: name, **self._inspect(path, AUTOMATIC)}
-
-    def _inspect(self, path: str | None, format: str) -> Updates:
-        if not path:
-            return self._forget()
-        found = self.studio.dataset_shelf.inspect([self._uploaded(path)], Recipe(format or None))
-        return {
-            self.detected: self._detect_card(found),
-            self.problems: self._problem_table(found),
-            self.details: gr.Column(visible=True),
-            self.add: gr.Button(interactive=found.rows > 0),
-        }
-
-    def _uploaded(self, path: str) -> Path:
-        return self.studio.workspace.uploaded(Path(path))
-
-    def _forget(self) -> Updates:
-        return {self.detected: "", self.problems: "", self.details: gr.Column(visible=False), self.name: ""}
-
-    def _add(self, path: str | None, name: str, format: str, skip: bool) -> Updates:
-        if not path:
-            return {
-                self.message: callout("warning", self.t("datasets.no_file"), self.t("datasets.no_file_fix"), self.t)
-            }
-        source, name = self._uploaded(path), (name or "").strip()
-        made = self.studio.add_dataset(source, name=name, format=format or None, skip_bad_rows=skip)
+    def _add(
+        self, name: str, paths: list[str] | None, format: str, actions: dict[str, str], *fields: str
+    ) -> Iterator[Updates]:
+        if not paths:
+            yield {self.form.message: no_file(self.t)}
+            return
+        recipe = self.form.recipe(format, actions, *fields)
+        adding = self.studio.dataset_shelf.adding(self.form.uploaded(paths), (name or "").strip(), recipe)
+        while True:
+            try:
+                rows = next(adding)
+                yield {self.form.detected: reading_card(rows, self.t)}
+            except StopIteration as end:
+                made: DatasetView = end.value
+                break
         added = callout("ok", self.t("datasets.added", name=made.name), self.t("datasets.added_next"), self.t)
-        return {**self._forget(), **self.view(made.id, 0), self.file: None, self.message: added}
+        yield {**self.form.forget(), **self.shown(made.id), self.form.file: None, self.form.message: added}
 
-    def _detect_card(self, found: DatasetView) -> str:
-        total = found.rows + found.bad_rows
-        kind = self.t.known(f"format.{found.format}", found.format)
-        level = "ok" if found.bad_rows == 0 else "warning"
-        title = self.t("datasets.looks_like", kind=kind, share=share_text(found.share), rows=f"{total:,}")
-        return callout(level, title, self.t("datasets.rule", rule=self.t.sentence(found.rule).rstrip(".。")), self.t)
+    # -- tokens
 
-    def _problem_table(self, found: DatasetView) -> str:
-        if not found.problems:
-            return ""
-        headers = [self.t(f"problem.{name}") for name in ("row", "kind", "detail")]
-        rows = (Row(self._problem_cells(problem)) for problem in found.problems[:_PROBLEMS_SHOWN])
-        title = heading(self.t("datasets.problems", n=len(found.problems)), self.t("datasets.problems_text"))
-        return title + table(headers, rows, self.t("datasets.problems", n=len(found.problems)))
+    def _rows_again(
+        self, dataset_id: str, start: int, shows: str, model_id: str | None, max_length: float | None
+    ) -> Iterator[Updates]:
+        """The same rows in the other way, or with another model or maximum length."""
+        if shows == TOKENS:
+            yield from self._tokens(dataset_id, start, shows, model_id, max_length)
+            return
+        chosen = self._dataset(dataset_id)
+        yield {self.lengths: "", **({self.preview: self._rows(chosen, start)} if chosen else {})}
 
-    def _problem_cells(self, problem: ProblemView) -> list[Cell | str]:
-        kind = self.t.known(f"problem.{problem.kind}", problem.kind)
-        words = esc(self.t.sentence(problem.detail))
-        return [
-            Cell.number(f"{problem.row:,}"),
-            Cell(badge_level(problem.level, kind, self.t)),
-            Cell(f'{words}<code class="excerpt">{esc(problem.excerpt)}</code>', wide=True),
-        ]
+    def _tokens(
+        self, dataset_id: str, start: int, shows: str, model_id: str | None, max_length: float | None
+    ) -> Iterator[Updates]:
+        """The rows as tokens, then the lengths of all rows; nothing where rows are shown as words."""
+        if shows != TOKENS or self._dataset(dataset_id) is None:
+            yield {self.lengths: ""}
+            return
+        if not model_id:
+            yield {self.preview: callout("info", self.t("train.no_model"), self.t("train.no_model_fix"), self.t)}
+            return
+        limit = int(max_length or 0)
+        yield {self.preview: callout("info", self.t("tokens.loading"), "", self.t), self.lengths: ""}
+        try:
+            found = self.studio.token_lengths(dataset_id, model_id, max_length=limit)
+            yield {self.lengths: length_card(found, self.t)}
+            rows = self.studio.token_rows(
+                dataset_id, model_id, start=start, count=PAGE_ROWS, max_length=found.max_length
+            )
+            yield {self.preview: token_rows(rows, self.t)}
+        except StudioError as error:
+            yield {self.preview: explain(error, self.t)}
+
+    def _dataset(self, dataset_id: str) -> DatasetView | None:
+        return next((dataset for dataset in self.studio.datasets() if dataset.id == dataset_id), None)
 
     # -- library and preview
 
     def shown(self, dataset_id: str = "", start: int = 0) -> Updates:
-        """The library with the chosen dataset opened, or the newest one."""
+        """The library with the chosen dataset opened, or the newest one; its rows as words."""
         datasets = self.studio.datasets()
         known = [dataset.id for dataset in datasets]
-        return self.view(dataset_id if dataset_id in known else known[0] if known else "", start)
+        opened = dataset_id if dataset_id in known else known[0] if known else ""
+        models = [(model.name, model.id) for model in self.studio.models()]
+        return {
+            **self.view(opened, start),
+            self.shows: WORDS,
+            self.lengths: "",
+            self.model: gr.Dropdown(models, value=known_or_first(None, models)),
+        }
 
-    def _choose(self, event: gr.EventData) -> Updates:
-        return self.view(event.id, 0)
+    def _choose(self, event: gr.EventData, shows: str) -> Updates:
+        return self.view(event.id, 0, shows)
 
     def _delete(self, dataset_id: str) -> Updates:
         self.studio.delete_dataset(dataset_id)
@@ -212,7 +212,7 @@ class DatasetsTab(Tab):
             self.sure: gr.Button(visible=asking),
         }
 
-    def view(self, dataset_id: str, start: int) -> Updates:
+    def view(self, dataset_id: str, start: int, shows: str = WORDS) -> Updates:
         """The library with one dataset chosen, and ten of its rows from `start` (counted from 0)."""
         datasets = self.studio.datasets()
         chosen = next((dataset for dataset in datasets if dataset.id == dataset_id), None)
@@ -222,7 +222,7 @@ class DatasetsTab(Tab):
         return {
             self.library: self._library(datasets, chosen.id),
             self.summary: self._summary(chosen, start),
-            self.preview: self._rows(chosen, start),
+            **({self.preview: self._rows(chosen, start)} if shows == WORDS else {}),
             self.chosen: chosen.id,
             self.start: start,
             self.back: gr.Button(interactive=start > 0),
@@ -249,7 +249,7 @@ class DatasetsTab(Tab):
             Row(
                 (
                     dataset.name,
-                    self.t.known(f"format.{dataset.format}", dataset.format),
+                    format_name(dataset.format, self.t),
                     Cell.number(f"{dataset.rows:,}"),
                     Cell.number(bytes_text(dataset.size_bytes)),
                     Cell.number(moment_text(dataset.created_at)),
@@ -265,9 +265,10 @@ class DatasetsTab(Tab):
         last = min(start + PAGE_ROWS, dataset.rows)
         where = self.t("datasets.rows_shown", first=f"{start + 1:,}", last=f"{last:,}", all=f"{dataset.rows:,}")
         left_out = f" · {self.t('datasets.left_out', n=dataset.bad_rows)}" if dataset.bad_rows else ""
+        version = dataset.records_sha256 or dataset.sha256
         return (
             f'<p class="caption"><b>{esc(dataset.name)}</b> · {esc(dataset.file_name)} · {esc(where)}{esc(left_out)} · '
-            f'<code title="{esc(dataset.sha256)}">sha256 {esc(dataset.sha256[:12])}</code></p>'
+            f'<code title="{esc(version)}">sha256 {esc(version[:12])}</code></p>'
         )
 
     def _rows(self, dataset: DatasetView, start: int) -> str:

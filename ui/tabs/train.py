@@ -19,14 +19,13 @@ from ui.fragments import esc, heading
 from ui.handlers import Updates, guarded
 from ui.i18n import Translator
 from ui.method_fields import METHOD, MethodFields, fitting
-from ui.page import Page, Tab, new_key, remembered, request_key, unchecked
+from ui.page import Choice, Page, Tab, known_or_first, new_key, remembered, request_key, unchecked
 from ui.plan_card import cannot_plan, plan_card, start_label
 from ui.quantities import count_text
 
 # Presets change how long a run learns and how much it can learn, nothing else: epochs, rank, validations per run.
 PRESETS: dict[str, tuple[float, int, int]] = {"quick": (1.0, 8, 5), "balanced": (3.0, 16, 0), "thorough": (6.0, 32, 40)}
 ATTENTION = "attention"
-Choice = tuple[str, str]  # name and id
 _RUN = "run"  # the section of TrainConfig's own settings
 
 
@@ -210,8 +209,8 @@ class TrainTab(Tab):
         if values[METHOD] not in methods.names():
             values[METHOD] = self.fields[METHOD].default  # of a later version
         datasets, models = self._choices()
-        dataset = _known_or_first(draft.get("dataset"), datasets)
-        model = _known_or_first(draft.get("model"), models)
+        dataset = known_or_first(draft.get("dataset"), datasets)
+        model = known_or_first(draft.get("model"), models)
         wanted = draft.get("targets") if draft.get("model") == model else None
         group, ticked = self._targets_of(self._model(model), wanted)
         return {
@@ -225,8 +224,8 @@ class TrainTab(Tab):
         """Today's datasets and models to choose from; what was chosen stays. What was typed is left alone."""
         datasets, models = self._choices()
         return {
-            self.dataset: gr.Dropdown(datasets, value=_known_or_first(dataset_id, datasets)),
-            self.model: gr.Dropdown(models, value=_known_or_first(model_id, models)),
+            self.dataset: gr.Dropdown(datasets, value=known_or_first(dataset_id, datasets)),
+            self.model: gr.Dropdown(models, value=known_or_first(model_id, models)),
         }
 
     def _choices(self) -> tuple[list[Choice], list[Choice]]:
@@ -347,9 +346,3 @@ def _preset_of(settings: dict[str, Any]) -> str | None:
 def _sets_rank(method: str) -> bool:
     """Whether a preset sets the rank; not of methods for which ranks are not as large as LoRA's."""
     return "r" in methods.get(method).uses and "r" not in methods.get(method).suggested
-
-
-def _known_or_first(wanted: str | None, choices: list[Choice]) -> str | None:
-    """The wanted id if it can still be chosen, else the first one."""
-    known = [item for _, item in choices]
-    return wanted if wanted in known else known[0] if known else None

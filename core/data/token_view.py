@@ -1,0 +1,130 @@
+"""What a model will see of a dataset, before it trains: every token, which of them are trained, and how many in all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.data.records import Record
+from core.data.template import CHUNK, Progress, TokenizedExample, tokenize_all
+from core.data.truncation import choose_max_length
+from core.errors import DatasetError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT, TRAINED, CUT = "prompt", "trained", "cut"
+BINS = 40
+PERCENTILES = (50, 95, 99, 100)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The lengths of a dataset's rows in tokens, and what is trained of them at one maximum length."""
+
+    rows: int  # measured
+    tokens: int  # of one epoch, after the cut
+    trained: int  # terms of the loss in one epoch, after the cut
+    max_length: int
+    cut_rows: int  # longer than that
+    lost_rows: int  # of which nothing is left to train
+    percentiles: dict[str, int]  # "50", "95", "99", "100" -> tokens
+    edges: tuple[int, ...]  # of the histogram's bins, one more than counts; the last one is open
+    counts: tuple[int, ...]
+    refused: int  # rows whose answers cannot be told from their prompts
+    refusal: str  # why, of the first of them
+
+
+def pieces(example: TokenizedExample, tokenizer: PreTrainedTokenizerBase, max_length: int = 0) -> list[tuple[str, str]]:
+    """An example's tokens as (text, state), in order: PROMPT is read only, TRAINED is learned, CUT is too far back.
+
+    Tokens that hold parts of one character are shown together, marked trained when any of them is.
+    """
+    found: list[tuple[str, str]] = []
+    waiting: list[int] = []
+    trained = False
+    for at, (token, is_trained) in enumerate(zip(example.input_ids, example.loss_mask, strict=True)):
+        waiting.append(token)
+        trained = trained or is_trained
+        text = str(tokenizer.decode(waiting, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if text.endswith("\ufffd") and len(waiting) < 8 and at + 1 < len(example.input_ids):
+            continue
+        state = CUT if max_length and at >= max_length else TRAINED if trained else PROMPT
+        found.append((text, state))
+        waiting, trained = [], False
+    return found
+
+
+class LengthMeter:
+    """Tokenises rows once, and measures them at as many maximum lengths as are asked for."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        completion_only: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        """Tokenise the records; those that the template refuses are counted, not raised."""
+        self.refused, self.refusal = 0, ""
+        self._lengths: list[int] = []
+        self._trained: list[tuple[int, ...]] = []  # of each row, the places of its trained tokens
+        for start in range(0, len(records), CHUNK):
+            for example in self._tokenized(records[start : start + CHUNK], tokenizer, completion_only):
+                self._lengths.append(len(example.input_ids))
+                self._trained.append(tuple(at for at, is_trained in enumerate(example.loss_mask) if is_trained))
+            if progress:
+                progress(min(start + CHUNK, len(records)), len(records))
+        if not self._lengths:
+            raise DatasetError(self.refusal or "The dataset has no usable row.", "Choose another model.")
+
+    def measure(self, max_length: int = 0, context_length: int = 0) -> Measurement:
+        """The figures at one maximum length; 0 is the one that training would choose."""
+        chosen = max_length or choose_max_length(self._lengths, context_length)
+        chosen = min(chosen, context_length) if context_length else chosen
+        left = [sum(at < chosen for at in places) for places in self._trained]
+        edges, counts = _histogram(self._lengths)
+        return Measurement(
+            rows=len(self._lengths),
+            tokens=sum(min(length, chosen) for length in self._lengths),
+            trained=sum(left),
+            max_length=chosen,
+            cut_rows=sum(length > chosen for length in self._lengths),
+            lost_rows=left.count(0),
+            percentiles={str(share): _percentile(self._lengths, share) for share in PERCENTILES},
+            edges=edges,
+            counts=counts,
+            refused=self.refused,
+            refusal=self.refusal,
+        )
+
+    def _tokenized(
+        self, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, completion_only: bool
+    ) -> list[TokenizedExample]:
+        try:
+            return tokenize_all(records, tokenizer, completion_only)
+        except DatasetError as error:
+            if len(records) > 1:
+                return [one for record in records for one in self._tokenized([record], tokenizer, completion_only)]
+            self.refused += 1
+            self.refusal = self.refusal or error.what
+            return []
+
+
+def _percentile(lengths: Sequence[int], share: int) -> int:
+    """The length that `share` per cent of the rows do not exceed (nearest rank)."""
+    ranked = sorted(lengths)
+    return ranked[max(0, math.ceil(share / 100 * len(ranked)) - 1)]
+
+
+def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts in bins of one width up to the longest row that is no outlier; what is longer falls into the last bin."""
+    longest = min(max(lengths), 3 * _percentile(lengths, 95))
+    width = max(1, -(-(longest + 1) // BINS))
+    bins = -(-(longest + 1) // width)
+    counts = [0] * bins
+    for length in lengths:
+        counts[min(length // width, bins - 1)] += 1
+    return tuple(width * number for number in range(bins + 1)), tuple(counts)
