@@ -236,6 +236,8 @@ def _refuse_size(paths: Sequence[Path]) -> None:
     if not paths:
         raise DatasetError("No file is named.", "Choose at least one.")
     for path in paths:
+        if not path.name.isprintable():  # also a name that is not in this system's encoding
+            raise DatasetError(f"The file name {path.name!a} is no readable text.", "Rename the file.")
         try:
             size = path.stat().st_size
         except OSError:

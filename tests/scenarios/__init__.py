@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,7 +69,8 @@ def table(figures: Figures) -> str:
 
 
 def _line(scenario: Scenario, tests: dict[str, list[str]]) -> str:
-    measured = [text for texts in tests.values() for text in texts]
+    counted = Counter(text for texts in tests.values() for text in texts)
+    measured = [text if times == 1 else f"{text} (x {times})" for text, times in counted.items()]
     if scenario.gap:
         measured.append(f"*Not shown:* {scenario.gap}")
     names = dict.fromkeys(name.partition("[")[0].removeprefix("tests/") for name in tests)

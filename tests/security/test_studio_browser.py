@@ -90,7 +90,7 @@ def test_hostile_names_are_shown_as_words_and_no_other_host_is_asked(
         page.wait_for_selector("#tabs button[role=tab]")
         for index in range(len(TAB_IDS)):
             page.locator("#tabs button[role=tab]").nth(index).click()
-            page.wait_for_timeout(700)
+            page.wait_for_timeout(400)
             page.evaluate(HOVER)
             seen += page.locator("body").inner_text()
     owned = page.evaluate("window.owned")

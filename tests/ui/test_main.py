@@ -22,6 +22,7 @@ from studio.locks import is_held
 from studio.scheduler import scheduler_is_running
 from studio.server import LOCK_NAME, running_server
 from studio.workspace import Workspace
+from tests.scenarios.plugin import Say
 from ui.main import with_default_command
 from ui.server import bind
 
@@ -78,18 +79,24 @@ def _get(url: str, **options: Any) -> httpx.Response:
     return httpx.get(url, timeout=30, trust_env=False, **options)
 
 
-def test_the_next_free_port_is_taken_and_every_loopback_name_answers(opened: Opened, taken_port: int) -> None:
+@pytest.mark.scenario(48)
+def test_the_next_free_port_is_taken_and_every_loopback_name_answers(
+    opened: Opened, taken_port: int, figure: Say
+) -> None:
     port = httpx.URL(opened.url).port
     assert port is not None and port > taken_port
     for host in ("127.0.0.1", "localhost", *(["[::1]"] if socket.has_ipv6 else [])):
         assert _get(f"http://{host}:{port}/").status_code == 200, host
     assert _get(opened.url, headers={"Host": f"evil.example:{port}"}).status_code == 403
     assert _get(f"{opened.url}files/model/unknown.zip").status_code == 404
+    figure("port taken: the next free one, said aloud; 127.0.0.1, localhost and [::1] answer, other names get 403")
 
 
-def test_the_address_is_for_its_owner_alone(opened: Opened) -> None:
+@pytest.mark.scenario(46)
+def test_the_address_is_for_its_owner_alone(opened: Opened, figure: Say) -> None:
     assert opened.workspace.server_file.stat().st_mode & 0o077 == 0
     assert opened.workspace.root.stat().st_mode & 0o077 == 0
+    figure("the file with the page's address and token: 0600")
 
 
 def test_the_web_process_has_not_loaded_torch(opened: Opened) -> None:
@@ -147,7 +154,8 @@ def test_a_closed_terminal_and_stop_leave_cleanly(tmp_path: Path) -> None:
         opened.clean_up()
 
 
-def test_beyond_loopback_there_is_a_login(tmp_path: Path) -> None:
+@pytest.mark.scenario(29)
+def test_beyond_loopback_there_is_a_login(tmp_path: Path, figure: Say) -> None:
     opened = Opened(tmp_path, "--host", "0.0.0.0", "--port", "17860")
     try:
         url, token = httpx.URL(opened.url), httpx.URL(opened.url).params["token"]
@@ -156,13 +164,15 @@ def test_beyond_loopback_there_is_a_login(tmp_path: Path) -> None:
             assert browser.get("/").status_code == 401
             assert browser.get("/config").status_code == 401
             assert browser.get("/files/model/x.zip").status_code == 401
-            assert browser.get("/", params={"token": token}).status_code == 303
+            cookie = browser.get("/", params={"token": token}).headers["set-cookie"].lower()
+            assert "httponly" in cookie and "samesite=strict" in cookie and token.lower() not in cookie
             assert browser.get("/").status_code == 200
         command = " ".join(psutil.Process(opened.process.pid).cmdline())
         out, said = opened.end(signal.SIGTERM)
         assert token in out and token not in said and token not in command
         logs = [path.read_text(encoding="utf-8", errors="replace") for path in tmp_path.glob("*.log")]
         assert not any(token in log for log in logs)
+        figure(f"0.0.0.0: a token of {len(token) * 6} bits, HttpOnly and SameSite=Strict; in no log or process list")
     finally:
         opened.clean_up()
 

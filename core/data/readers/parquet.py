@@ -12,6 +12,8 @@ from core.errors import DatasetError
 
 BATCH_ROWS = 32
 MAX_BYTES = 2_000_000_000  # of all rows, unpacked: a file of some KB can hold many GB
+MAX_GROWTH = 500  # unpacked bytes for each byte of the file, above what is harmless; real texts grow tenfold
+HARMLESS_BYTES = 100_000_000
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -33,12 +35,13 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 def _rows(path: Path, file: Any) -> Iterator[Row]:
     number, total = 0, 0
+    cap = min(MAX_BYTES, max(HARMLESS_BYTES, MAX_GROWTH * path.stat().st_size))
     for batch in file.iter_batches(batch_size=BATCH_ROWS):
         size = sum(_unpacked_bytes(column) for column in batch.columns)
         total += size
-        if total > MAX_BYTES or size > BATCH_ROWS * MAX_LINE_BYTES:
+        if total > cap or size > BATCH_ROWS * MAX_LINE_BYTES:
             raise DatasetError(
-                f"{path.name} unpacks to too much text: row {number + 1:,} is past {MAX_BYTES // 10**9} GB.",
+                f"{path.name} unpacks to too much text: row {number + 1:,} is past {cap // 10**6:,} MB.",
                 "Divide the file into smaller ones.",
             )
         for values in batch.to_pylist():

@@ -17,6 +17,7 @@ from core.data.dataset import inspect_dataset, load_dataset
 from core.data.readers import read_rows
 from core.data.readers.lines import MAX_LINE_BYTES
 from core.errors import DatasetError
+from tests.scenarios.plugin import Say
 
 ROW = b'{"text": "fine"}\n'
 
@@ -124,8 +125,9 @@ NASTIES = {
 }  # fmt: skip
 
 
+@pytest.mark.scenario(38)
 @pytest.mark.parametrize("case", NASTIES)
-def test_nasty_files(tmp_path: Path, case: str) -> None:
+def test_nasty_files(tmp_path: Path, case: str, figure: Say) -> None:
     nasty = NASTIES[case]
     path = tmp_path / nasty.name
     path.write_bytes(nasty.content)
@@ -144,6 +146,7 @@ def test_nasty_files(tmp_path: Path, case: str) -> None:
             with pytest.raises(DatasetError, match=f"Line {nasty.bad[0][0]} of "):
                 load_dataset(path)
     assert time.monotonic() - started < 5
+    figure("a nasty file: a named error with its line, or handled, within 5 s")
 
 
 def test_texts_come_through_whole(tmp_path: Path) -> None:
