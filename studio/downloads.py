@@ -23,7 +23,8 @@ from studio.stored_zip import StoredZip
 if TYPE_CHECKING:
     from studio.service import Studio
 
-KINDS = ("model", "adapter", "portable")
+KINDS = ("model", "adapter", "portable", "problems")
+PROBLEMS = "rows-with-problems"
 _ID = re.compile(r"[A-Za-z0-9]{1,64}")
 
 
@@ -48,6 +49,8 @@ def files_route(studio: Studio) -> Route:
 def open_export(studio: Studio, kind: str, item_id: str) -> tuple[StoredZip, str]:
     """The zip of a model or an adapter, and the name it is offered under; StudioError when there is none."""
     folder = studio.export_path(kind, item_id)
+    if kind == "problems":
+        return StoredZip(folder, top=PROBLEMS), PROBLEMS
     item = studio.model(item_id) if kind == "model" else studio.adapter(item_id)
     name = file_stem(item.name) or f"{kind}-{item_id}"
     name = f"{name}-portable" if kind == "portable" else name

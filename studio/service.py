@@ -257,7 +257,9 @@ class Studio(JobDesk):
     # -- files and machine
 
     def export_path(self, kind: str, item_id: str) -> Path:
-        """The folder that `/files/<kind>/<id>.zip` streams; kind is 'model', 'adapter' or 'portable'."""
+        """The folder that `/files/<kind>/<id>.zip` streams; kind is 'model', 'adapter', 'portable' or 'problems'."""
+        if kind == "problems" and self.workspace.problems_folder(item_id).is_dir():
+            return self.workspace.problems_folder(item_id)
         if kind == "adapter":
             return self.workspace.adapter_folder(self.adapter(item_id).id)
         if kind == "portable":

@@ -177,6 +177,10 @@ class Workspace:
             raise WorkspaceError(f"{path.name} was not uploaded.", "Choose the file on the page.")
         return path
 
+    def problems_folder(self, upload_id: str) -> Path:
+        """Where the rows with problems of an upload are written out; `upload_id` is the name of the upload's folder."""
+        return self.uploads / upload_id / "problems"
+
     def discard(self, folder: Path) -> None:
         """Delete a folder of the workspace: renamed away first, so that it is gone whole or not at all."""
         self.inside(folder.parent)

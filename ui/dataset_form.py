@@ -16,7 +16,7 @@ from core.errors import StudioError
 from studio.service import Studio
 from studio.views import DatasetView
 from ui.dataset_cards import detect_card, problem_table, reading_card, usual_actions
-from ui.fragments import DELEGATE, callout, heading
+from ui.fragments import DELEGATE, callout, download, heading
 from ui.handlers import Updates, explain
 from ui.i18n import Translator
 
@@ -52,7 +52,7 @@ class DatasetForm:
             self._layout_columns()
             self.add = gr.Button(t("datasets.add"), variant="primary", elem_id="dataset-add")
         self.problems = gr.HTML(elem_id="dataset-problems", js_on_load=DELEGATE)
-        self.bad_rows = gr.DownloadButton(t("datasets.bad_rows"), visible=False, size="sm", elem_id="dataset-bad-rows")
+        self.bad_rows = gr.HTML(elem_id="dataset-bad-rows")
         self.actions = gr.State(usual_actions())
         self.recognised = gr.State(AUTOMATIC)  # the format that was detected last
 
@@ -141,7 +141,8 @@ class DatasetForm:
         self, files: list[Path], format: str, actions: Mapping[str, str], fields: tuple[str, ...]
     ) -> Iterator[Updates]:
         recipe = self.recipe(format, actions, *fields)
-        bad_rows = files[0].with_name("rows with problems.jsonl")
+        bad_rows = self.studio.workspace.problems_folder(files[0].parent.name) / "rows.jsonl"
+        bad_rows.parent.mkdir(mode=0o700, exist_ok=True)
         reading, reported = self.studio.dataset_shelf.inspecting(files, recipe, bad_rows), time.monotonic()
         while True:
             try:
@@ -159,7 +160,7 @@ class DatasetForm:
             self.problems: problem_table(found, actions, self.t),
             self.details: gr.Column(visible=True),
             self.add: gr.Button(self._add_label(found), interactive=found.rows > 0),
-            self.bad_rows: gr.DownloadButton(value=str(bad_rows) if found.counts else None, visible=bool(found.counts)),
+            self.bad_rows: self._download(files) if found.counts else "",
             self.columns: gr.Accordion(visible=bool(one_format), open=any(fields)),
             self.recognised: one_format,
             **self._mapping(files, one_format, fields),
@@ -180,7 +181,10 @@ class DatasetForm:
         return {**self._nothing_found(), self.message: "", self.details: gr.Column(visible=False), self.name: ""}
 
     def _nothing_found(self) -> Updates:
-        return {self.detected: "", self.problems: "", self.bad_rows: gr.DownloadButton(value=None, visible=False)}
+        return {self.detected: "", self.problems: "", self.bad_rows: ""}
+
+    def _download(self, files: list[Path]) -> str:
+        return f'<p class="links">{download(self.t("datasets.bad_rows"), "problems", files[0].parent.name)}</p>'
 
     def _add_label(self, found: DatasetView) -> str:
         if not found.bad_rows:

@@ -13,6 +13,8 @@ import pytest
 
 from core.data.problems import KINDS
 from core.data.recipe import Recipe
+from core.errors import StudioError
+from studio.downloads import open_export
 from studio.service import Studio
 from studio.views import LengthsView, TokenRow
 from ui.dataset_cards import problem_table, usual_actions
@@ -27,8 +29,9 @@ GOOD = {"prompt": "p", "completion": "c"}
 
 @pytest.fixture
 def uploads(studio: Studio) -> Path:
-    studio.workspace.uploads.mkdir(parents=True, exist_ok=True)
-    return studio.workspace.uploads
+    folder = studio.workspace.uploads / "ab12"
+    folder.mkdir(parents=True)
+    return folder
 
 
 @pytest.fixture
@@ -61,7 +64,11 @@ def test_files_are_described_and_the_button_says_what_it_will_add(
     assert "&lt;b&gt;" in table and "<b>" not in table.replace("<b>" + t("problem.row_number", row="3"), "").replace(
         "<b>" + t("problem.row_number", row="2"), ""
     )
-    assert Path(shown[form.bad_rows].value["path"]).read_text("utf-8").count("\n") == 2
+    assert 'href="/files/problems/ab12.zip"' in shown[form.bad_rows]
+    archive, name = open_export(form.studio, "problems", "ab12")
+    with pytest.raises(StudioError, match="nothing to download"):
+        open_export(form.studio, "problems", "gone")
+    assert name == "rows-with-problems" and b"{broken <b>" in b"".join(archive.chunks())
 
 
 def test_a_decision_changes_what_is_added(form: DatasetForm, uploads: Path, t: Translator) -> None:

@@ -365,6 +365,14 @@ def test_truncation_cuts_the_right_end(make_tokenizer: Any) -> None:
         tokenize(record(CHATS["multi"]), tokenizer, max_length=first)
 
 
+def test_truncation_trains_a_beginning_of_what_is_trained_uncut(family: tuple[Family, PreTrainedTokenizerBase]) -> None:
+    _, tokenizer = family
+    whole = tokenize(record(CHATS["multi"]), tokenizer)
+    for length in range(whole.loss_mask.index(True) + 1, len(whole.input_ids)):
+        cut = tokenize(record(CHATS["multi"]), tokenizer, max_length=length)
+        assert (cut.input_ids, cut.loss_mask) == (whole.input_ids[:length], whole.loss_mask[:length])
+
+
 def test_all_at_once_equals_one_by_one_and_reports_progress(make_tokenizer: Any) -> None:
     tokenizer = make_tokenizer(IM, CHATML, "<|im_end|>")
     kinds = [record(turns) for turns in CHATS.values()] + [Record(9, text="The lazy dog.")]
