@@ -13,7 +13,7 @@ from typing import Any
 
 from core.config import AdapterConfig, TrainConfig, to_dict
 from core.data.recipe import Recipe
-from core.errors import AdapterError, ConfigError
+from core.errors import AdapterError, ConfigError, DatasetError
 from core.methods import methods
 from core.models import ModelInfo, inspect_model
 from studio import system
@@ -77,6 +77,16 @@ class Studio(JobDesk):
         """Store a file as an immutable dataset; DatasetError names the first bad row unless those are skipped."""
         recipe = Recipe(format)
         return self.dataset_shelf.add([path], name, recipe.skipping_errors() if skip_bad_rows else recipe)
+
+    def fetch_dataset(
+        self, hub_id: str, *, subset: str = "", split: str = "train", name: str = "", idempotency_key: str = ""
+    ) -> JobView:
+        """Start a job that fetches a dataset of the hub and adds it, its bad rows left out."""
+        hub_id, split = hub_id.strip(), split.strip() or "train"
+        if not hub_id:
+            raise DatasetError("No dataset is named.", "Give a hub id such as owner/name.")
+        spec = {"hub_id": hub_id, "subset": subset.strip(), "split": split, "name": name.strip()}
+        return self.submit("add_dataset", name.strip() or f"Add {hub_id}", spec, idempotency_key)
 
     def datasets(self) -> list[DatasetView]:
         """Every dataset, the newest first."""

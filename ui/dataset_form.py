@@ -40,6 +40,13 @@ class DatasetForm:
         self.file = gr.File(
             label=t("datasets.file"), file_types=FILE_TYPES, file_count="multiple", height=150, elem_id="dataset-file"
         )
+        with gr.Accordion(t("datasets.hub"), open=False, elem_id="dataset-hub"):
+            gr.HTML(f'<p class="caption">{t("datasets.hub_text")}</p>')
+            with gr.Row():
+                self.hub_id = gr.Textbox(label=t("datasets.hub_id"), elem_id="dataset-hub-id", max_length=200, scale=2)
+                self.subset = gr.Textbox(label=t("datasets.subset"), elem_id="dataset-subset", max_length=200)
+                self.split = gr.Textbox("train", label=t("datasets.split"), elem_id="dataset-split", max_length=200)
+            self.fetch = gr.Button(t("datasets.fetch"), elem_id="dataset-fetch", size="sm")
         self.message = gr.HTML(elem_id="dataset-message")
         self.detected = gr.HTML(elem_id="dataset-detected")
         with gr.Column(visible=False) as self.details:
@@ -175,6 +182,12 @@ class DatasetForm:
         names = _field_names(format)
         columns = {name: path for name, path in zip(names, fields, strict=False) if path and path != name}
         return Recipe(format or None, columns, {**usual_actions(), **actions})
+
+    def start_fetching(self, hub_id: str, subset: str, split: str) -> Updates:
+        """Queue the fetching of a dataset of the hub."""
+        job = self.studio.fetch_dataset(hub_id or "", subset=subset or "", split=split or "")
+        words = callout("info", self.t("datasets.fetching", name=job.name), self.t("datasets.fetching_next"), self.t)
+        return {self.message: words, self.hub_id: ""}
 
     def forget(self) -> Updates:
         """No file is chosen any more."""

@@ -117,7 +117,8 @@ def result_box(job: JobView, t: Translator) -> str:
         link = download(t("models.download"), "model", str(job.result["model_id"]))
         checked = verification(job.result.get("verification") or {}, t)
         return callout("ok", t("jobs.done_merge"), "", t) + checked + f'<p class="links">{link}</p>'
-    return callout("ok", t("jobs.done_model"), "", t) if job.kind == "add_model" else ""
+    done = {"add_model": "jobs.done_model", "add_dataset": "jobs.done_dataset"}.get(job.kind)
+    return callout("ok", t(done), "", t) if done else ""
 
 
 def verification(values: Mapping[str, Any], t: Translator) -> str:

@@ -11,6 +11,7 @@ import typer
 from core.data.problems import KINDS
 from core.data.recipe import Recipe
 from core.errors import ConfigError
+from studio.commands.following import follow
 from studio.commands.terminal import AsJson, Workspace, emit, facts, find, open_studio, plain, say, size, table
 
 if TYPE_CHECKING:
@@ -57,6 +58,27 @@ def add_dataset(
         say(f"{where}: {problem.level}: {problem.detail}")
     for kind, count in view.counts.items():
         say(f"{count:,} rows with the problem {kind}")
+    emit(as_json, view, _facts(view))
+
+
+@datasets.command("fetch")
+def fetch_dataset(
+    hub_id: Annotated[str, typer.Argument(help="A dataset of the Hugging Face hub: owner/name.")],
+    subset: Annotated[str, typer.Option(help="Its subset (configuration), where it has several.")] = "",
+    split: Annotated[str, typer.Option(help="Its split, or a part of it: train[:1000].")] = "train",
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is there.")] = True,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a dataset of the hub and add it; rows that are wrong are left out."""
+    with open_studio(workspace) as studio:
+        job = studio.fetch_dataset(hub_id, subset=subset, split=split, name=name)
+        if not wait:
+            say(f"Queued. Follow it: lora-studio jobs show {job.id} --wait")
+            emit(as_json, job, facts({"job": job.id, "state": job.state}))
+            return
+        view = studio.dataset(str(follow(studio, job.id).result["dataset_id"]))
     emit(as_json, view, _facts(view))
 
 

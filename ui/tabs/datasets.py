@@ -96,6 +96,8 @@ class DatasetsTab(Tab):
         self.listen(form.problems.click, stream(form.decide), form.choices, outputs, **working)
         for field in form.fields:
             self.listen(field.input, stream(form.remap), [form.recognised, *form.choices], outputs, **working)
+        fetch = guarded(form.message, self.t)(form.start_fetching)
+        self.listen(form.fetch.click, fetch, [form.hub_id, form.subset, form.split], [form.message, form.hub_id])
         self.listen(form.file.clear, guarded(form.message, self.t)(form.forget), [], outputs)
         self.listen(
             form.add.click, stream(self._add), [form.name, *form.choices], [*outputs, form.file, *self.view_outputs],
