@@ -23,13 +23,13 @@ from core.errors import AdapterError
 from core.export.method_file import read_quantization, write_method
 from core.export.peft_config import (
     CONFIG_NAME,
-    LORA_FIELDS,
     WEIGHTS_NAME,
     read_adapter_config,
     read_shapes,
     read_values,
     weights_file,
 )
+from core.export.peft_fields import LORA_FIELDS
 from core.low_rank import LowRank
 from core.methods import methods
 from core.selection import pattern_value, shortest_pattern

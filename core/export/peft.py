@@ -150,10 +150,28 @@ def _fill(model: nn.Module, folder: Path, name: str, shapes: Mapping[str, tuple[
 
     own = {key: tuple(tensor.shape) for key, tensor in live_tensors(model, name).items()}
     repeated = repeated_weights(key for key in shapes if key not in own)
-    check_shapes(own, {key: shape for key, shape in shapes.items() if key not in repeated})
+    shorter = {key for key in own if key in shapes and _is_pruned(key, shapes[key], own[key])}
+    check_shapes(own, {key: own[key] if key in shorter else shapes[key] for key in shapes if key not in repeated})
     state = _read_tensors(folder, set(own))
     _check_repeated(model, folder, repeated)
-    load_adapter_state_dict(model, state, name)
+    load_adapter_state_dict(model, {key: _padded(tensor, own[key]) for key, tensor in state.items()}, name)
+
+
+def _is_pruned(key: str, found: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Whether a tensor of AdaLoRA, as peft writes them, lacks directions that training has taken away."""
+    axis = {"lora_A": 0, "lora_B": 1, "lora_E": 0}.get(key.rpartition(".")[2])
+    if axis is None or len(found) != len(own):
+        return False
+    return found[axis] < own[axis] and found[1 - axis] == own[1 - axis]
+
+
+def _padded(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tensor with zeros where it is shorter: a direction of AdaLoRA with a zero in E does nothing."""
+    if tuple(tensor.shape) == shape:
+        return tensor
+    whole = tensor.new_zeros(shape)
+    whole[tuple(slice(size) for size in tensor.shape)] = tensor
+    return whole
 
 
 def _read_tensors(folder: Path, keys: set[str]) -> dict[str, torch.Tensor]:

@@ -16,80 +16,20 @@ from typing import Any
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError, ModelError
 from core.export.method_file import is_safe_pattern, read_method
+from core.export.peft_fields import FIELDS, IGNORED, PLAIN_STARTS, REFUSED
+from core.methods import options_of
 from core.weight_files import read_header
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 4 << 20
-PEFT_VERSION = "0.21.2"  # whose layout this is
-
-# Every LORA field with its value in a file of ours; those that depend on the adapter are set in `peft_values`.
-LORA_FIELDS: dict[str, Any] = {
-    "alora_invocation_tokens": None,
-    "alpha_pattern": {},
-    "arrow_config": None,
-    "auto_mapping": None,
-    "base_model_name_or_path": None,
-    "bias": "none",
-    "corda_config": None,
-    "ensure_weight_tying": False,
-    "eva_config": None,
-    "exclude_modules": None,
-    "fan_in_fan_out": False,
-    "inference_mode": True,
-    "init_lora_weights": True,
-    "kasa_config": None,
-    "layer_replication": None,
-    "layers_pattern": None,
-    "layers_to_transform": None,
-    "loftq_config": {},
-    "lora_alpha": 8,
-    "lora_bias": False,
-    "lora_dropout": 0.0,
-    "lora_ga_config": None,
-    "megatron_config": None,
-    "megatron_core": "megatron.core",
-    "modules_to_save": None,
-    "monteclora_config": None,
-    "peft_type": "LORA",
-    "peft_version": PEFT_VERSION,
-    "qalora_group_size": 16,
-    "r": 8,
-    "rank_pattern": {},
-    "revision": None,
-    "target_modules": None,
-    "target_parameters": None,
-    "task_type": None,
-    "trainable_token_indices": None,
-    "use_bdlora": None,
-    "use_dora": False,
-    "use_qalora": False,
-    "use_rslora": False,
-    "velora_config": None,
-}
-
-# Fields that change what the adapter computes, in ways this version does not.
-_REFUSED = {
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "ensure_weight_tying": "adapters that tied embeddings share",
-    "kasa_config": "KaSA",
-    "layer_replication": "replicated layers",
-    "lora_bias": "a bias in lora_B",
-    "megatron_config": "Megatron's parallel layers",
-    "monteclora_config": "MonteCLoRA",
-    "trainable_token_indices": "trainable tokens",
-    "use_bdlora": "block-diagonal LoRA",
-    "use_dora": "DoRA",
-    "use_qalora": "QALoRA",
-}
-# Fields that say how the adapter was made or trained, not what it computes; old and new versions of peft have more.
-_IGNORED = {"enable_lora", "merge_weights", "runtime_config", *LORA_FIELDS}
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others move weight into or out of the base
 
 
 def read_adapter_config(folder: Path | str) -> AdapterConfig:
-    """Read the config of a LoRA adapter in PEFT's layout; AdapterError says what cannot be honoured, and why."""
+    """Read the config of a LoRA, rsLoRA, DoRA, VeRA or AdaLoRA adapter in PEFT's layout.
+
+    Raises AdapterError, which says what cannot be honoured, and why.
+    """
     folder = Path(folder)
     values = read_values(folder)
     if (own := read_method(folder)) is not None:
@@ -105,21 +45,60 @@ def read_adapter_config(folder: Path | str) -> AdapterConfig:
 
 
 def _config(values: Mapping[str, Any], targets: Any) -> AdapterConfig:
-    use_rslora = _typed(values, "use_rslora", bool, False)
     return AdapterConfig(
-        method="rslora" if use_rslora else "lora",
-        r=_typed(values, "r", int, 8),
-        lora_alpha=float(_typed(values, "lora_alpha", (int, float), 8)),
-        lora_dropout=float(_typed(values, "lora_dropout", (int, float), 0.0)),
         target_modules=_names("target_modules", targets, values.get("target_parameters")),
         target_parameters=tuple(_names("target_parameters", values.get("target_parameters"))),
         exclude_modules=_names("exclude_modules", values.get("exclude_modules")),
-        rank_pattern=_pattern(values, "rank_pattern", int),
-        alpha_pattern=_pattern(values, "alpha_pattern", (int, float)),
         modules_to_save=tuple(_names("modules_to_save", values.get("modules_to_save"))),
-        use_rslora=use_rslora,
         bias=_typed(values, "bias", str, "none"),
+        **_OF_KIND[values["peft_type"]](values),
     )
+
+
+def _of_lora(values: Mapping[str, Any]) -> dict[str, Any]:
+    use_rslora = _typed(values, "use_rslora", bool, False)
+    plain = "rslora" if use_rslora else "lora"
+    return {
+        "method": "dora" if _typed(values, "use_dora", bool, False) else plain,
+        "r": _typed(values, "r", int, 8),
+        "lora_alpha": float(_typed(values, "lora_alpha", (int, float), 8)),
+        "lora_dropout": float(_typed(values, "lora_dropout", (int, float), 0.0)),
+        "rank_pattern": _pattern(values, "rank_pattern", int),
+        "alpha_pattern": _pattern(values, "alpha_pattern", (int, float)),
+        "use_rslora": use_rslora,
+    }
+
+
+def _of_adalora(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rank at the start sets the scale; which directions are left, the tensors themselves say."""
+    r = _typed(values, "init_r", int, 12)
+    names = {"target_r": "target_r", "beta1": "beta1", "beta2": "beta2", "orth_reg_weight": "orth_reg_weight"}
+    own = {name: values[field] for name, field in names.items() if values.get(field) is not None}
+    own |= {"target_r": min(own.get("target_r", r), r)}
+    return {
+        "method": "adalora",
+        "r": r,
+        "lora_alpha": float(_typed(values, "lora_alpha", (int, float), 8)),
+        "lora_dropout": float(_typed(values, "lora_dropout", (int, float), 0.0)),
+        "method_options": own,
+    }
+
+
+def _of_vera(values: Mapping[str, Any]) -> dict[str, Any]:
+    options = {
+        "d_initial": float(_typed(values, "d_initial", (int, float), 0.1)),
+        "projection_prng_key": _typed(values, "projection_prng_key", int, 0),
+        "save_projection": _typed(values, "save_projection", bool, True),
+    }
+    return {
+        "method": "vera",
+        "r": _typed(values, "r", int, 256),
+        "lora_dropout": float(_typed(values, "vera_dropout", (int, float), 0.0)),
+        "method_options": options,
+    }
+
+
+_OF_KIND = {"LORA": _of_lora, "ADALORA": _of_adalora, "VERA": _of_vera}
 
 
 def read_values(folder: Path) -> dict[str, Any]:
@@ -141,19 +120,19 @@ def read_values(folder: Path) -> dict[str, Any]:
 def refuse_unknown(values: Mapping[str, Any]) -> None:
     """Raise AdapterError for a method or a setting whose effect this version does not have."""
     kind = values.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"This adapter's method is {kind!r}.", "Only LoRA and rsLoRA adapters can be loaded so far.")
-    for name, what in _REFUSED.items():
+    if kind not in _OF_KIND:
+        raise AdapterError(f"This adapter's method is {kind!r}.", f"Known: {', '.join(sorted(_OF_KIND))}.")
+    for name, what in REFUSED.items():
         if values.get(name):
-            raise AdapterError(f"This adapter uses {what} ({name}).", "Only LoRA and rsLoRA can be loaded so far.")
+            raise AdapterError(f"This adapter uses {what} ({name}).", "Merge it into its base with peft first.")
     start = values.get("init_lora_weights", True)
-    if not any(start is plain or (isinstance(plain, str) and start == plain) for plain in _PLAIN_STARTS):
+    if not any(start is plain or (isinstance(plain, str) and start == plain) for plain in PLAIN_STARTS):
         raise AdapterError(
             f"This adapter started from {start!r}, which changes the base model's own weights.",
             "Convert it with peft first: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
         )
     for name, value in values.items():
-        if name not in _IGNORED and value:
+        if name not in FIELDS[kind] and name not in IGNORED and value:
             raise AdapterError(f"This adapter has a setting {name!r} that is not known here.", "Update LoRA Studio.")
 
 
@@ -187,14 +166,17 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def target_paths(folder: Path) -> tuple[str, ...]:
     """The modules that a LoRA file holds tensors for."""
-    found = (re.fullmatch(r"base_model\.model\.(.+)\.lora_(A\.weight|embedding_A)", key) for key in read_shapes(folder))
+    ends = r"lora_A\.weight|lora_embedding_A|lora_A|vera_lambda_b"
+    found = (re.fullmatch(rf"base_model\.model\.(.+)\.({ends})", key) for key in read_shapes(folder))
     return tuple(match.group(1) for match in found if match)
 
 
 def peft_values(config: AdapterConfig, targets: str | Sequence[str], **facts: Any) -> dict[str, Any]:
-    """All LORA fields of an adapter_config.json; `facts` are the fields that the model decides."""
+    """All fields of an adapter_config.json; `facts` are those that the model decides, with peft_type among them.
+
+    A method that PEFT does not know has LoRA's fields, and its own settings in `method.json`.
+    """
     values = {
-        **LORA_FIELDS,
         "r": config.r,
         "lora_alpha": _whole(config.lora_alpha),  # Ollama reads an integer here
         "lora_dropout": config.lora_dropout,
@@ -204,9 +186,24 @@ def peft_values(config: AdapterConfig, targets: str | Sequence[str], **facts: An
         "modules_to_save": _listed(config.modules_to_save),
         "use_rslora": config.use_rslora,
         "bias": config.bias,
+        **_own_values(config),
         **facts,
     }
-    return {**values, "alpha_pattern": {key: _whole(alpha) for key, alpha in values["alpha_pattern"].items()}}
+    fields = FIELDS.get(values["peft_type"], FIELDS["LORA"])
+    if "alpha_pattern" in values:
+        values["alpha_pattern"] = {key: _whole(alpha) for key, alpha in values["alpha_pattern"].items()}
+    return {**fields, **{name: value for name, value in values.items() if name in fields}}
+
+
+def _own_values(config: AdapterConfig) -> dict[str, Any]:
+    """The fields that only VERA or ADALORA has."""
+    if config.method not in ("vera", "adalora"):
+        return {}
+    own = vars(options_of(config))
+    if config.method == "vera":
+        return {**own, "vera_dropout": config.lora_dropout}
+    names = ("beta1", "beta2", "orth_reg_weight")
+    return {name: own[name] for name in names} | {"init_r": config.r, "target_r": own["target_r"] or config.r}
 
 
 def _whole(value: float) -> int | float:

@@ -26,7 +26,20 @@ from core.adapters import (
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
 from core.export.peft import load_adapter, read_adapter_config, save_adapter
-from tests.core.adapters.tiny import bert, gemma3, gpt2, llama, logits, shake, tokens
+from tests.core.adapters.tiny import (
+    bart,
+    bert,
+    forward,
+    gemma3,
+    gpt2,
+    llama,
+    logits,
+    mixtral,
+    qwen3,
+    shake,
+    t5,
+    tokens,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's advice on tied embeddings and on where it saves
 
@@ -57,6 +70,10 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "gpt2 bias all": (gpt2, {"target_modules": ["c_attn", "c_fc"], "bias": "all", "fan_in_fan_out": True}),
     "gemma3 embedding": (gemma3, {"target_modules": ["embed_tokens", "q_proj"]}),
     "bert classifier": (bert, {"target_modules": ["query", "dense"], "task_type": "SEQ_CLS"}),
+    "qwen3 all-linear": (qwen3, {"target_modules": "all-linear"}),
+    "mixtral attention": (mixtral, {"target_modules": ["q_proj", "v_proj", "o_proj"]}),
+    "t5 attention and output": (t5, {"target_modules": ["q", "v", "wo"], "task_type": "SEQ_2_SEQ_LM"}),
+    "bart attention, biases": (bart, {"target_modules": ["q_proj", "v_proj", "fc1"], "bias": "lora_only"}),
     "llama one layer": (llama, {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
 }
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
@@ -64,15 +81,16 @@ PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
 
 def loss_of(model: Any) -> torch.Tensor:
     """A number that depends on every logit, without a task's own loss."""
-    found: torch.Tensor = model(input_ids=tokens()).logits
+    found = forward(model, tokens())
     return (found * torch.linspace(-1, 1, found.numel(), dtype=found.dtype).view_as(found)).sum()
 
 
 def gradients_of_peft(model: Any) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is not None:
-            found[name.replace(".default", "").replace(".modules_to_save", "")] = parameter.grad
+        if parameter.requires_grad and parameter.grad is not None and "ranknum" not in name:
+            key = name.replace(".default", "").replace(".modules_to_save", "")
+            found[key.replace("magnitude_vector.weight", "magnitude_vector")] = parameter.grad
     return found
 
 
@@ -267,9 +285,9 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"peft_type": "VERA"}, "'VERA'"),
+        ({"peft_type": "LOHA"}, "'LOHA'"),
         ({"peft_type": None}, "None"),
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, "4 missing (model.layers.0.self_attn.q_proj.lora_magnitude_vector"),
         ({"layer_replication": [[0, 2]]}, "replicated layers"),
         ({"init_lora_weights": "pissa"}, "'pissa'"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),

@@ -8,25 +8,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from core.adapters import adapter_parameters, inject, merge, set_adapter, unmerge
 from core.config import AdapterConfig
 from core.errors import ConfigError
 from core.export.peft import load_adapter, save_adapter
+from tests.core.adapters import tiny
 from tests.core.adapters.tiny import llama, logits, shake, tokens
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def mixtral() -> Any:
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=40, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=32,
-    )  # fmt: skip
-    config._experts_implementation = "eager"  # the grouped product has no float64
-    return MixtralForCausalLM(config).eval().double()
+    return tiny.mixtral().double()
 
 
 def adapted(parameters: tuple[str, ...] = EXPERTS, targets: tuple[str, ...] = ("q_proj",), **more: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     Gemma3ForCausalLM,
@@ -15,6 +17,12 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from core.adapters import adapter_parameters
@@ -71,16 +79,63 @@ def bert() -> Any:
     return BertForSequenceClassification(config).eval()
 
 
+def qwen3() -> Any:
+    """A Qwen 3, which normalises its queries and keys."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=8, vocab_size=VOCABULARY, max_position_embeddings=32,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config).eval()
+
+
+def mixtral() -> Any:
+    """A mixture of three experts, which are one 3-D parameter."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=VOCABULARY, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=32,
+    )  # fmt: skip
+    config._experts_implementation = "eager"  # the grouped product has no float64
+    return MixtralForCausalLM(config).eval()
+
+
+def t5() -> Any:
+    """A T5 of one layer each way: encoder, decoder, no biases."""
+    torch.manual_seed(0)
+    config = T5Config(
+        d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=VOCABULARY, decoder_start_token_id=0
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+def bart() -> Any:
+    """A BART of one layer each way: encoder, decoder, biases."""
+    torch.manual_seed(0)
+    config = BartConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, vocab_size=VOCABULARY, max_position_embeddings=32, pad_token_id=1,
+        bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
 def tokens(rows: int = 3, length: int = 6, seed: int = 5) -> Tensor:
     """Token ids, (rows, length)."""
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def forward(model: Any, ids: Tensor) -> Tensor:
+    """The model's logits; a decoder behind an encoder reads the texts backwards."""
+    more = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
+    found: Tensor = model(input_ids=ids, **more).logits
+    return found
+
+
 def logits(model: Any, ids: Tensor) -> Tensor:
     """The model's logits, detached."""
     with torch.no_grad():
-        found: Tensor = model(input_ids=ids).logits
-    return found
+        return forward(model, ids)
 
 
 def shake(model: nn.Module, name: str = "default", size: float = 0.05, seed: int = 9) -> None:
