@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
+from core.combine import Combination, check_combination, combine_folders
 from core.compress import Compression, compress_adapter
 from core.durable import file_sha256
 from core.errors import AdapterError
 from core.export.peft_config import WEIGHTS_NAME, read_adapter_config, read_shapes
 from core.export.portable import PortableExport, export_portable
 from core.methods import methods
-from core.rank import RankReport, rank_for_energy, rank_report
+from core.models import inspect_model
+from core.rank import RankReport, rank_for_energy, rank_report, suggest_rank
 from studio.artifacts import Library
 from studio.files import move_folder, size_bytes
 from studio.show import adapter_view
@@ -26,6 +30,8 @@ from studio.views import AdapterView, LayerRankView, RankView
 from studio.workspace import Workspace, new_id
 
 SHARES = (0.90, 0.95, 0.99)
+LONGEST_NAME = 120
+T = TypeVar("T")
 
 
 class AdapterShelf:
@@ -40,24 +46,53 @@ class AdapterShelf:
         """How much of its rank an adapter uses."""
         row = self.library.adapter(adapter_id)
         base = self._base(row, loads_torch)
-        return _view(adapter_id, rank_report(self.library.adapter_folder(row), base))
+        thumb = suggest_rank(inspect_model(base).hidden_size) if base is not None else 0
+        return _view(adapter_id, rank_report(self.library.adapter_folder(row), base), thumb)
 
     def compress(
         self, adapter_id: str, r: int | None, energy: float | None, name: str = "", loads_torch: bool = False
     ) -> tuple[AdapterView, Compression]:
         """File a new adapter with lower ranks, and tell what was lost."""
         row = self.library.adapter(adapter_id)
+        base, folder = self._base(row, loads_torch), self.library.adapter_folder(row)
+        made, found = self._made(row, name, lambda build: compress_adapter(folder, build, r, energy, base))
+        return made, found
+
+    def _made(self, source: AdapterRow, name: str, write: Callable[[Path], T]) -> tuple[AdapterView, T]:
+        """A new adapter of the source's model, from the folder that `write` fills; it is filed whole or not at all."""
         made = new_id()
         build = self.workspace.tmp / f"adapter-{made}"
         try:
-            base = self._base(row, loads_torch)
-            found = compress_adapter(self.library.adapter_folder(row), build, r, energy, base)
+            found = write(build)
             move_folder(build, self.workspace.adapter_folder(made))
         finally:
             shutil.rmtree(build, ignore_errors=True)
-        new = self._row(made, row, name or f"{row.name} r{max(found.ranks.values())}")
+        new = self._row(made, source, name)
+        new.name = name or f"{source.name} r{new.r}"
         self.library.add(new)
         return adapter_view(new), found
+
+    def combine(
+        self,
+        adapter_ids: Sequence[str],
+        weights: Sequence[float],
+        method: str = "cat",
+        r: int | None = None,
+        name: str = "",
+        loads_torch: bool = False,
+    ) -> tuple[AdapterView, Combination]:
+        """File the weighted sum of adapters of one model as a new adapter, and tell what was lost."""
+        rows = [self.library.adapter(adapter_id) for adapter_id in adapter_ids]
+        check_combination(len(rows), weights, method, r)
+        if len({row.model_id for row in rows}) > 1:
+            raise AdapterError("The adapters belong to different models.", "Pick adapters of one model.")
+        bases = [self._base(row, loads_torch) for row in rows]
+        folders = [self.library.adapter_folder(row) for row in rows]
+        return self._made(
+            rows[0],
+            name or " + ".join(row.name for row in rows)[:LONGEST_NAME],
+            lambda build: combine_folders(folders, weights, build, method, r, bases[0]),
+        )
 
     def portable(self, adapter_id: str, out: Path, r: int | None = None, loads_torch: bool = False) -> PortableExport:
         """Write an adapter to a new folder as vLLM, llama.cpp and Ollama read it right."""
@@ -112,10 +147,20 @@ class AdapterShelf:
         )
 
 
-def _view(adapter_id: str, report: RankReport) -> RankView:
+def weights_of(text: str, count: int) -> list[float]:
+    """ "0.7, 0.3" as numbers; equal shares of 1 when it is empty. AdapterError for anything else."""
+    if not text.strip():
+        return [1.0 / count] * count if count else []
+    try:
+        return [float(part) for part in text.replace(";", ",").split(",")]
+    except ValueError:
+        raise AdapterError(f"The weights are {text!r}.", "Write numbers with commas between: 0.7, 0.3.") from None
+
+
+def _view(adapter_id: str, report: RankReport, rule_of_thumb: int) -> RankView:
     layers = tuple(
         LayerRankView(one.path, one.rank, one.norm, one.effective_rank, *(one.rank_for(share) for share in SHARES))
         for one in report.layers
     )
     rank_90, rank_95, rank_99 = (rank_for_energy(report, share) for share in SHARES)
-    return RankView(adapter_id, report.rank, rank_90, rank_95, rank_99, not report.squares.any(), layers)
+    return RankView(adapter_id, report.rank, rank_90, rank_95, rank_99, not report.squares.any(), layers, rule_of_thumb)

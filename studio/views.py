@@ -167,6 +167,7 @@ class RankView:
     rank_99: int
     changes_nothing: bool
     layers: tuple[LayerRankView, ...]
+    rule_of_thumb: int = 0  # for a model as wide as this one, before there is anything to measure; 0 when unknown
 
 
 @dataclass(frozen=True)

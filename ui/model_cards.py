@@ -26,13 +26,22 @@ def _adapter_cells(adapter: AdapterView, model: str, t: Translator) -> list[Cell
     return [
         Cell(f"<b>{esc(adapter.name)}</b>"),
         Cell.words(t("models.lineage", model=model, step=f"{adapter.step:,}")),
-        f"{adapter.method} · r {adapter.r} · α {adapter.lora_alpha:g}",
+        Cell(_method_words(adapter, t)),
         Cell.number(loss_text(adapter.eval_loss)),
         Cell.number(bytes_text(adapter.size_bytes)),
         Cell(f'<code title="{esc(adapter.sha256)}">{esc(adapter.sha256[:12])}</code>'),
         Cell.number(moment_text(adapter.created_at)),
         Cell(_actions("adapter", adapter.id, t)),
     ]
+
+
+def _method_words(adapter: AdapterView, t: Translator) -> str:
+    """The method with the rank and alpha it has, and why it cannot be merged."""
+    words = [t.sentence(adapter.method_title)]
+    words += [f"r {adapter.r}"] if adapter.r is not None else []
+    words += [f"α {adapter.lora_alpha:g}"] if adapter.lora_alpha is not None else []
+    reason = f'<p class="caption">{esc(t.sentence(adapter.unmergeable))}</p>' if adapter.unmergeable else ""
+    return f"{esc(' · '.join(words))}{reason}"
 
 
 def merged_list(models: Sequence[ModelView], names: Mapping[str, str], t: Translator) -> str:

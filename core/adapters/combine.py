@@ -7,7 +7,6 @@ offered: it has cross terms B1 A2 that neither adapter learned.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,13 +17,12 @@ from core.adapters.base import Adapter
 from core.adapters.change import product_of
 from core.adapters.inject import ModelAdapters, attach, known, plan_adapter, unmerged
 from core.adapters.lora import LoRA
+from core.combine import check_combination
 from core.config import AdapterConfig
 from core.errors import AdapterError
 from core.low_rank import LowRank, relative_tail, weighted_sum
 from core.methods import methods
 from core.selection import shortest_pattern
-
-METHODS = ("cat", "svd")
 
 
 def combine_adapters(
@@ -42,7 +40,7 @@ def combine_adapters(
     layer what was lost, ||sum - result|| / ||sum|| in the Frobenius norm: 0 with "cat". Raises AdapterError for
     adapters that have no two factors to a layer, or that train weights of the base.
     """
-    _check_request(names, weights, method, r)
+    check_combination(len(names), weights, method, r)
     record = known(model, names)
     unmerged(record, "combine adapters")
     sums = {path: weighted_sum(*terms) for path, terms in _terms(record, names, weights).items()}
@@ -53,17 +51,6 @@ def combine_adapters(
         sums = {path: product.truncated(ranks[path]) for path, product in sums.items()}
     _add(model, sums, into)
     return losses
-
-
-def _check_request(names: Sequence[str], weights: Sequence[float], method: str, r: int | None) -> None:
-    if not names or len(names) != len(weights):
-        raise AdapterError(f"{len(names)} adapters and {len(weights)} weights are given.", "Give one weight to each.")
-    if not all(math.isfinite(weight) for weight in weights):
-        raise AdapterError(f"The weights are {list(weights)}.", "Give finite numbers.")
-    if method not in METHODS:
-        raise AdapterError(f"There is no way {method!r} to combine.", f"Pick one of: {', '.join(METHODS)}.")
-    if r is not None and (method == "cat" or r < 1):
-        raise AdapterError(f"r is {r} with {method!r}.", "Give a rank of 1 or more, and only with 'svd'.")
 
 
 def _terms(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from studio.adapter_shelf import weights_of
 from studio.commands.following import follow
 from studio.commands.terminal import (
     AsJson,
@@ -154,6 +155,25 @@ def compress_adapter(
         f"instead of {size(source.size_bytes)}."
     )
     emit(as_json, plain(made) | lost | {"ranks": found.ranks}, facts({**plain(made), **lost}))
+
+
+@adapters.command("combine")
+def combine_adapters(
+    adapters: Annotated[list[str], typer.Argument(help="Ids or names of adapters of one model.")],
+    weights: Annotated[str, typer.Option(help="One number for each: 0.7,0.3. Equal shares by default.")] = "",
+    method: Annotated[str, typer.Option(help="cat: the exact sum, ranks add up; svd: the closest of --rank.")] = "cat",
+    rank: Annotated[int | None, typer.Option(help="With svd: the most that a layer keeps.")] = None,
+    name: Annotated[str, typer.Option(help="What to call the new adapter.")] = "",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new adapter that is the weighted sum of others."""
+    with open_studio(workspace) as studio:
+        ids = [find(studio.adapters(), one, "adapter").id for one in adapters]
+        shares = weights_of(weights, len(ids))
+        made, found = studio.adapter_shelf.combine(ids, shares, method, rank, name.strip(), loads_torch=True)
+    say(f"The new adapter is {found.relative_error:.3%} off the sum; its highest rank is {max(found.ranks.values())}.")
+    emit(as_json, plain(made) | {"relative_error": found.relative_error}, facts(plain(made)))
 
 
 def _ranks(view: LayerRankView | RankView) -> tuple[int, int, int]:

@@ -16,11 +16,12 @@ from ui.job_card import failure_box, figures, job_table, quiet_box, result_box, 
 from ui.model_cards import work_cards
 from ui.page import unchecked
 from ui.plan_card import checklist, plan_card, start_label
+from ui.presets import PRESETS, preset_of
 from ui.quantities import duration_text
 from ui.queue_bar import in_order, queue_bar
 from ui.tabs.home import HomeTab
 from ui.tabs.jobs import ACTIONS, JobsTab, _pick
-from ui.tabs.train import PRESETS, TrainTab, _preset_of
+from ui.tabs.train import TrainTab
 
 
 def job(job_id: str = "j1", **changes: Any) -> JobView:
@@ -72,9 +73,9 @@ def test_a_damaged_draft_is_no_harm(studio: Studio, t: Translator) -> None:
 
 def test_presets_are_recognised_and_the_middle_one_is_the_default() -> None:
     for name, (epochs, rank, _) in PRESETS.items():
-        assert _preset_of({"epochs": epochs, "r": rank, "method": "lora"}) == name
-    assert _preset_of({"epochs": 3, "r": 12, "method": "lora"}) is None
-    assert _preset_of({"epochs": 3, "r": 12, "method": "adalora"}) == "balanced"
+        assert preset_of({"epochs": epochs, "r": rank, "method": "lora"}) == name
+    assert preset_of({"epochs": 3, "r": 12, "method": "lora"}) is None
+    assert preset_of({"epochs": 3, "r": 12, "method": "adalora"}) == "balanced"
     assert PRESETS["balanced"] == (3.0, 16, 0)
 
 

@@ -13,6 +13,7 @@ from ui.handlers import Updates, guarded
 from ui.i18n import Translator
 from ui.model_cards import adapter_table, base_table, merged_list, work_cards
 from ui.page import Page, Tab, new_key, request_key, unchecked
+from ui.workshop import Workshop
 
 
 class ModelsTab(Tab):
@@ -23,6 +24,7 @@ class ModelsTab(Tab):
     def __init__(self, studio: Studio, t: Translator) -> None:
         super().__init__(studio, t)
         self.key = request_key("models-key")
+        self.workshop = Workshop(studio, t)
 
     def layout(self) -> None:
         """Adapters and merged models first: they are what one comes here for."""
@@ -44,6 +46,7 @@ class ModelsTab(Tab):
         with gr.Column(elem_classes="card"):
             gr.HTML(heading(t("models.merged"), t("models.merged_text")))
             self.merged = gr.HTML(elem_id="models-download", js_on_load=DELEGATE)
+        self.workshop.layout()
         with gr.Column(elem_classes="card"):
             gr.HTML(heading(t("models.base"), t("models.base_text")))
             self.bases = gr.HTML(elem_id="models-base", js_on_load=DELEGATE)
@@ -63,7 +66,8 @@ class ModelsTab(Tab):
     @property
     def live_outputs(self) -> list[Any]:
         """The three libraries and the work under way."""
-        return [self.work, self.adapters, self.merged, self.bases, self.adapter, self.merge]
+        libraries = [self.work, self.adapters, self.merged, self.bases, self.adapter, self.merge]
+        return [*libraries, *self.workshop.live_outputs]
 
     @property
     def merge_outputs(self) -> list[Any]:
@@ -85,6 +89,7 @@ class ModelsTab(Tab):
             self.bases: base_table([model for model in models if model.kind != "merged"], self.t),
             self.adapter: gr.Dropdown([(adapter.name, adapter.id) for adapter in adapters], value=value),
             self.merge: gr.Button(interactive=bool(adapters)),
+            **self.workshop.live(adapters),
         }
 
     @property
@@ -119,6 +124,7 @@ class ModelsTab(Tab):
             [self.doomed],
             [self.confirm, self.message, page.seen, *self.live_outputs],
         )
+        self.workshop.wire(self.listen, lambda: self.live(""), self.live_outputs)
         jobs = page.each.jobs
 
         def open_job(event: gr.EventData) -> Updates:

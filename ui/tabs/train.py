@@ -21,10 +21,9 @@ from ui.i18n import Translator
 from ui.method_fields import METHOD, MethodFields, fitting
 from ui.page import Choice, Page, Tab, known_or_first, new_key, remembered, request_key, unchecked
 from ui.plan_card import cannot_plan, plan_card, start_label
+from ui.presets import PRESETS, preset_of, sets_rank
 from ui.quantities import count_text
 
-# Presets change how long a run learns and how much it can learn, nothing else: epochs, rank, validations per run.
-PRESETS: dict[str, tuple[float, int, int]] = {"quick": (1.0, 8, 5), "balanced": (3.0, 16, 0), "thorough": (6.0, 32, 40)}
 ATTENTION = "attention"
 _RUN = "run"  # the section of TrainConfig's own settings
 
@@ -277,7 +276,7 @@ class TrainTab(Tab):
         every = 0
         dataset, model, run, targets, *values = form
         settings = {**dict(zip(self.inputs, values, strict=True)), "epochs": epochs, "eval_every": 0}
-        if _sets_rank(settings[METHOD]):
+        if sets_rank(settings[METHOD]):
             settings["r"] = rank
         if evaluations:
             plan = self._try_plan(dataset, model, run, targets, settings)
@@ -312,7 +311,7 @@ class TrainTab(Tab):
             label = self.t("train.blocked", reason=self.t.sentence(plan.what).rstrip(".。"))
             return {
                 self.plan: cannot_plan(plan, self.t), self.start: gr.Button(label, interactive=False),
-                self.command: "", self.yaml: "", self.preset: _preset_of(settings), self.message: "",
+                self.command: "", self.yaml: "", self.preset: preset_of(settings), self.message: "",
             }  # fmt: skip
         config = self._config(model, ticked, settings)
         return {
@@ -320,7 +319,7 @@ class TrainTab(Tab):
             self.start: gr.Button(start_label(plan, self.t), interactive=plan.can_start),
             self.command: train_command(model or "", dataset or "", name or "", config),
             self.yaml: to_yaml(name or "", model or "", dataset or "", config),
-            self.preset: _preset_of(settings),
+            self.preset: preset_of(settings),
             self.message: "",
         }
 
@@ -333,16 +332,3 @@ class TrainTab(Tab):
         job = self.studio.train(model, dataset, config, name=(name or "").strip(), idempotency_key=key)
         gr.Info(self.t("train.started"))
         return job.id
-
-
-def _preset_of(settings: dict[str, Any]) -> str | None:
-    """The preset that the settings are those of, so that the form never names one that it does not follow."""
-    for name, (epochs, rank, _) in PRESETS.items():
-        if settings["epochs"] == epochs and (settings["r"] == rank or not _sets_rank(settings[METHOD])):
-            return name
-    return None
-
-
-def _sets_rank(method: str) -> bool:
-    """Whether a preset sets the rank; not of methods for which ranks are not as large as LoRA's."""
-    return "r" in methods.get(method).uses and "r" not in methods.get(method).suggested
