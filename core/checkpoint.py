@@ -32,7 +32,7 @@ from core.durable import (
     whole_folder,
     write_file,
 )
-from core.errors import CheckpointError
+from core.errors import CheckpointError, DivergedError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,10 +62,14 @@ class CheckpointInfo:
 def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
     """Write the checkpoint of the trainer's step into `folder` and return it; it is there whole or not at all.
 
-    Raises DiskFullError before anything is written when there is not enough room.
+    Raises, before anything is written, DiskFullError when there is not enough room, and DivergedError when a trained
+    weight is not finite: such a checkpoint would only replace a good one.
     """
     from safetensors.torch import save
 
+    if not all(bool(parameter.isfinite().all()) for parameter in trainer.parameters):
+        what = f"A trained weight became NaN or infinite by step {trainer.step}, which is not saved."
+        raise DivergedError(what, "Lower the learning rate, for example to a tenth; earlier checkpoints are kept.")
     target = folder / f"step-{trainer.step:06d}"
     tensors = _tensors(trainer)
     facts = {"format": FORMAT, "config_sha256": config_sha256(trainer), "data_sha256": trainer.examples.sha256()}

@@ -63,7 +63,7 @@ def _thinned(session: Session, job_id: str, name: str, first: int, last: int, ma
     buckets = max(1, max_points // KEPT_PER_BUCKET)
     width = math.ceil((last - first + 1) / buckets)
     where = (MetricRow.job_id == job_id, MetricRow.name == name)
-    bucket = (MetricRow.step - first).op("/")(width)
+    bucket = (MetricRow.step - first) // width
     lowest = select(MetricRow.step, func.min(MetricRow.value)).where(*where, MetricRow.value.is_not(None))
     highest = select(MetricRow.step, func.max(MetricRow.value)).where(*where, MetricRow.value.is_not(None))
     latest = select(func.max(MetricRow.step), MetricRow.value).where(*where)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))  # of this container, of the machine
-CLOCK_TOLERANCE_S = 1.0  # the creation time is computed from the wall clock, which may be nudged
+TOLERANCE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Identity:
     @classmethod
     def of(cls, pid: int) -> Identity:
         """The identity of a living process."""
-        return cls(pid, psutil.Process(pid).create_time())
+        return cls(pid, _started(pid))
 
     @classmethod
     def mine(cls) -> Identity:
@@ -45,9 +46,8 @@ class Identity:
     def is_alive(self) -> bool:
         """True while this very process runs; a zombie does not."""
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < CLOCK_TOLERANCE_S
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            same = abs(_started(self.pid) - self.created) < TOLERANCE_S
+            return same and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
@@ -60,6 +60,18 @@ class Identity:
         except ProcessLookupError:
             return False
         return True
+
+
+def _started(pid: int) -> float:
+    """When a process began. On Linux since the start of the machine, so that setting the clock changes nothing."""
+    if not sys.platform.startswith("linux"):
+        return psutil.Process(pid).create_time()
+    try:
+        about = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise psutil.NoSuchProcess(pid) from error
+    ticks = int(about.rpartition(")")[2].split()[19])  # field 22 of proc(5); a name may hold spaces and brackets
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def memory_kills() -> int:

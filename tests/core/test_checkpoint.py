@@ -23,6 +23,7 @@ import core.durable
 from core.adapters import adapter_state_dict
 from core.checkpoint import (
     checkpoints,
+    damaged_since,
     latest_checkpoint,
     load_checkpoint,
     prune,
@@ -34,6 +35,7 @@ from core.errors import CheckpointError, DiskFullError, StudioError
 from core.export.peft import load_adapter
 from core.train import Trainer
 from tests.core.toy import same_bits, toy_config, toy_gpt2, toy_llama, toy_records, toy_trainer, trained_state
+from tests.scenarios.plugin import Say
 
 
 def advance(trainer: Trainer, steps: int) -> list[tuple[float, float | None]]:
@@ -141,11 +143,13 @@ def test_listing_imports_no_torch(folder: Path) -> None:
     assert done.stdout.split() == ["3", "step-000003", "False"]
 
 
-def test_bit_rot_is_found_anywhere(folder: Path) -> None:
+@pytest.mark.scenario(7)
+def test_bit_rot_is_found_anywhere(folder: Path, figure: Say) -> None:
     """One flipped bit, or a lost end, at 100 random places of the newest checkpoint: always found, always survived."""
     draw = random.Random(0)
     newest = folder / "step-000003"
     files = sorted(newest.iterdir())
+    found = 0
     for _ in range(100):
         file = draw.choice(files)
         good = file.read_bytes()
@@ -155,12 +159,16 @@ def test_bit_rot_is_found_anywhere(folder: Path) -> None:
         file.write_bytes(bytes(damaged) if draw.random() < 0.7 else good[:place])
         if file.name == "manifest.json":  # a changed fact is noticed when it is used; a changed hash at once
             assert latest_checkpoint(folder) in (folder / "step-000002", newest)
+            found += 1
         else:
             assert latest_checkpoint(folder) == folder / "step-000002"
             with pytest.raises(CheckpointError, match=file.name):
                 load_checkpoint(toy_trainer.cached, newest)  # type: ignore[attr-defined]
+            found += damaged_since(folder, folder / "step-000002") == ["step-000003"]
         file.write_bytes(good)
-    assert latest_checkpoint(folder) == newest
+    assert latest_checkpoint(folder) == newest and damaged_since(folder, newest) == []
+    assert found == 100
+    figure(f"{found} of 100 found or without effect; the checkpoint before is used")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -248,8 +256,9 @@ class Failing:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.scenario(4)
 def test_any_failing_call_leaves_the_checkpoint_before(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: int, figure: Say
 ) -> None:
     """Also when step 3 is saved a second time, over the one that is there."""
     trainer = toy_trainer()
@@ -275,6 +284,7 @@ def test_any_failing_call_leaves_the_checkpoint_before(
         shutil.rmtree(folder / "step-000004", ignore_errors=True)
     save_checkpoint(trainer, folder)
     assert latest_checkpoint(folder) == folder / f"step-{step:06d}"
+    figure(f"{errno.errorcode[code]} at each of {wanted} calls of a save: the checkpoint before loads, nothing partial")
 
 
 def test_power_loss_at_any_point_of_a_save_leaves_a_whole_checkpoint(

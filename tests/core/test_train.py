@@ -33,6 +33,7 @@ from tests.core.toy import (
     toy_trainer,
     trained_state,
 )
+from tests.scenarios.plugin import Say
 
 NO_DROPOUT = AdapterConfig(r=4, lora_alpha=8)
 
@@ -224,7 +225,8 @@ def test_patience_0_never_stops() -> None:
     assert run(trainer)[-1].step == trainer.total_steps and not trainer.stopped_early
 
 
-def test_a_rate_that_explodes_is_caught_before_the_weights_are_touched() -> None:
+@pytest.mark.scenario(17)
+def test_a_rate_that_explodes_is_caught_before_the_weights_are_touched(figure: Say) -> None:
     optim = OptimConfig(warmup_share=0.0)
     object.__setattr__(optim, "learning_rate", 1e30)
     trainer = toy_trainer(toy_config(optim=optim))
@@ -237,9 +239,11 @@ def test_a_rate_that_explodes_is_caught_before_the_weights_are_touched() -> None
     assert f"at step {trainer.step + 1} (learning rate 9.94e+29, dataset rows " in caught.value.what
     assert all(torch.isfinite(p).all() for p in trainer.parameters)
     assert all(parameter.grad is None for parameter in trainer.parameters)
+    figure("stopped in the very step, before a weight changed; step, learning rate and rows are named")
 
 
-def test_the_rows_of_a_poisoned_batch_are_named() -> None:
+@pytest.mark.scenario(17)
+def test_the_rows_of_a_poisoned_batch_are_named(figure: Say) -> None:
     """One token's embedding is NaN; only the micro-batch that holds it is to blame."""
     records = [*toy_records(12), Record(77, (Message("user", "Why Ω?"), Message("assistant", "Ω")))]
     trainer = toy_trainer(plain(micro_batch_size=1), records)
@@ -254,6 +258,7 @@ def test_the_rows_of_a_poisoned_batch_are_named() -> None:
     assert caught.value.fix
     if trainer.step == 0:
         assert same_bits(before, trained_state(trainer))
+    figure("one poisoned row among 13: exactly that row is named")
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_run_before_a_save() -> None:

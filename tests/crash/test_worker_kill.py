@@ -12,7 +12,8 @@ from sqlalchemy import text
 from core.config import DataConfig, OptimConfig, TrainConfig, to_dict
 from studio.tables import AdapterRow, JobRow
 from tests import toy
-from tests.live import LiveStudio, figure, gone
+from tests.live import LiveStudio, gone
+from tests.scenarios.plugin import Say
 
 STEPS = 120
 CONFIG = TrainConfig(
@@ -110,8 +111,9 @@ def test_the_untouched_run_learns(untouched: tuple[AdapterRow, Curves]) -> None:
     assert len(row.sha256) == 64
 
 
+@pytest.mark.scenario(2)
 def test_kills_of_worker_scheduler_and_both_change_nothing(
-    model_folder: Path, untouched: tuple[AdapterRow, Curves], tmp_path: Path
+    model_folder: Path, untouched: tuple[AdapterRow, Curves], tmp_path: Path, figure: Say
 ) -> None:
     with LiveStudio(tmp_path) as live:
         job_id = submit(live, model_folder)
@@ -122,13 +124,14 @@ def test_kills_of_worker_scheduler_and_both_change_nothing(
         assert_same(result(live, job_id), untouched)
         assert live.job(job_id).attempt == 4
         assert integrity(live) == "ok"
-        figure(f"3 kills, 4 attempts: adapter {untouched[0].sha256[:12]} and {STEPS} metric rows equal")
+        figure(f"3 kills of worker, scheduler and both: adapter and all {STEPS} steps' metric rows equal, integrity ok")
 
 
 @pytest.mark.slow
+@pytest.mark.scenario(2)
 @pytest.mark.timeout(1800)
 def test_fifty_random_kills_change_nothing(
-    model_folder: Path, untouched: tuple[AdapterRow, Curves], tmp_path: Path
+    model_folder: Path, untouched: tuple[AdapterRow, Curves], tmp_path: Path, figure: Say
 ) -> None:
     """30 kills of the worker, 10 of the scheduler, 10 of both, at random moments, over as many jobs as that takes."""
     kills = [kill_worker] * 30 + [kill_scheduler] * 10 + [kill_everything] * 10

@@ -20,6 +20,7 @@ from studio.scheduler import (
 )
 from studio.workspace import Workspace, WorkspaceError
 from tests.live import LiveStudio, gone
+from tests.scenarios.plugin import Say
 
 ENDLESS = {"steps": 100_000, "seconds_per_step": 0.02}
 
@@ -78,7 +79,8 @@ def test_a_second_scheduler_leaves_at_once(tmp_path: Path) -> None:
         assert "another scheduler" in live.workspace.scheduler_log.read_text()
 
 
-def test_a_hung_worker_is_cancelled_by_the_ladder(tmp_path: Path) -> None:
+@pytest.mark.scenario(16)
+def test_a_hung_worker_is_cancelled_by_the_ladder(tmp_path: Path, figure: Say) -> None:
     with LiveStudio(tmp_path) as live:
         live.start()
         job = live.selftest(**ENDLESS)
@@ -90,9 +92,11 @@ def test_a_hung_worker_is_cancelled_by_the_ladder(tmp_path: Path) -> None:
         assert live.until(lambda: live.job(job).state == "cancelled") <= 10
         live.until(lambda: gone(worker))
         live.until_state(next_job, "succeeded")
+        figure("a hung worker is cancelled within 10 s, and the next job runs")
 
 
-def test_a_job_that_dies_before_it_saves_fails_and_the_next_one_runs(tmp_path: Path) -> None:
+@pytest.mark.scenario(12)
+def test_a_job_that_dies_before_it_saves_fails_and_the_next_one_runs(tmp_path: Path, figure: Say) -> None:
     with LiveStudio(tmp_path) as live:
         live.start()
         poison = live.selftest(**ENDLESS, save_every=10**6)
@@ -105,24 +109,30 @@ def test_a_job_that_dies_before_it_saves_fails_and_the_next_one_runs(tmp_path: P
         assert failed.attempt == 3
         assert "killed (SIGKILL)" in failed.error_what
         assert "3 times without reaching a new checkpoint" in failed.error_what
+        assert failed.failure["kind"] in ("killed", "host_memory") and failed.error_detail
         assert live.until_state(after, "succeeded").attempt == 1
+        figure(f"failed after {failed.attempt} attempts, with signal and log; the next job succeeds")
 
 
-def test_a_worker_whose_scheduler_is_killed_saves_and_leaves(tmp_path: Path) -> None:
+@pytest.mark.scenario(15)
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_worker_whose_scheduler_is_killed_saves_and_leaves(tmp_path: Path, kills: int, figure: Say) -> None:
     with LiveStudio(tmp_path) as live:
-        scheduler = live.start()
         job = live.selftest(**ENDLESS, save_every=10**6)
-        live.until_step(job, 3)
-        worker = live.worker(job)
-        scheduler.kill()
-        scheduler.wait()
-        assert live.until(lambda: gone(worker)) < 5
-        left = live.job(job)
-        assert (left.state, left.fruitless_attempts) == ("queued", 0)
-        assert left.checkpoint_step == left.step >= 3
-        live.start()
-        live.until_step(job, left.step + 1)
-        assert live.job(job).attempt == 2
+        step = 0
+        for kill in range(1, kills + 1):
+            scheduler = live.start()
+            live.until(lambda kill=kill: live.job(job).attempt == kill and live.job(job).pid)
+            live.until_step(job, step + 3)
+            worker = live.worker(job)
+            scheduler.kill()
+            scheduler.wait()
+            assert live.until(lambda worker=worker: gone(worker)) < 5
+            left = live.job(job)
+            assert (left.state, left.fruitless_attempts) == ("queued", 0)
+            assert left.checkpoint_step == left.step >= step + 3
+            step = left.step
+        figure(f"{kills} of {kills} kills of the scheduler: its worker saves and leaves, the job goes on, 0 orphans")
         assert [step for step, _ in live.store.metrics(job)["loss"]][: left.step] == list(range(1, left.step + 1))
 
 
@@ -157,7 +167,8 @@ def test_a_hung_orphan_is_found_by_the_next_scheduler(tmp_path: Path) -> None:
         live.until(lambda: live.job(job).attempt == 2)
 
 
-def test_a_zombie_that_wakes_up_is_superseded(tmp_path: Path) -> None:
+@pytest.mark.scenario(11)
+def test_a_zombie_that_wakes_up_is_superseded(tmp_path: Path, figure: Say) -> None:
     with LiveStudio(tmp_path) as live:
         live.start()
         job = live.selftest(**ENDLESS, save_every=1)
@@ -166,9 +177,13 @@ def test_a_zombie_that_wakes_up_is_superseded(tmp_path: Path) -> None:
         live.freeze(zombie)
         live.store.bury(job, 1, Failure(KILLED, "Thought dead.", ""))
         frozen = live.job(job).step
+        before = live.store.metrics(job)
         zombie.resume()
         live.until(lambda: gone(zombie))
         assert "superseded" in live.workspace.worker_log(job).read_text()
+        after = live.store.metrics(job)["loss"][: len(before["loss"])]
+        assert after == before["loss"]
+        figure("0 rows written by the old attempt; it leaves as superseded, and the new one goes on")
         live.until(lambda: live.job(job).attempt == 2 and live.job(job).step > frozen)
 
 
