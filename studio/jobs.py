@@ -208,7 +208,7 @@ class JobStore:
         return job
 
 
-QUEUE_ORDER = (JobRow.priority.desc(), JobRow.id)
+QUEUE_ORDER = (JobRow.priority, JobRow.id)  # as the index has it, so that a claim does not sort a long queue
 
 
 def _is_free() -> Any:

@@ -31,8 +31,8 @@ class Queue:
     def move(self, job_id: str, places: int) -> None:
         """Move a waiting job up (negative) or down by `places`, as far as the queue goes.
 
-        Every job of the queue gets a new priority, those that run the highest, so that what is interrupted goes on
-        first, and what is submitted later comes last.
+        Every job of the queue gets a new priority below 0, those that run the lowest, so that what is interrupted goes
+        on first, and what is submitted later comes last.
         """
         with self.database.writing() as session:
             running = session.scalars(_in("running")).all()
@@ -42,8 +42,8 @@ class Queue:
                 raise JobError("Only a waiting job has a place in the queue.", "Reload the list of jobs.")
             job = waiting.pop(place)
             waiting.insert(max(0, place + places), job)
-            for priority, entry in enumerate(reversed([*running, *waiting]), start=1):
-                entry.priority = priority
+            for place, entry in enumerate(reversed([*running, *waiting]), start=1):
+                entry.priority = -place
 
     @property
     def is_paused(self) -> bool:

