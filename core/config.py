@@ -145,6 +145,12 @@ class DataConfig(Checked):
     )
     completion_only: bool = option(True, "Train on the answers only, not on the prompts.")
     multi_label: bool = option(False, "A text may have several labels, written with commas between them.")
+    token_dropout: float = option(
+        0.0, "Share of the prompt's tokens hidden at random each time a row is trained on.", minimum=0.0, maximum=0.9
+    )
+    curriculum: str = option(
+        "none", "Order of the first epoch: drawn at random, or short rows first.", choices=("none", "short_first")
+    )
     validation_share: float = option(
         0.05, "Share of the rows held out to measure the validation loss.", minimum=0.0, maximum=0.5
     )
@@ -169,6 +175,12 @@ class OptimConfig(Checked):
         0.03, "Share of all steps over which the learning rate rises from 0.", minimum=0.0, maximum=1.0
     )
     weight_decay: float = option(0.0, "Pull of the trained weights towards 0 (decoupled).", minimum=0.0, maximum=10.0)
+    label_smoothing: float = option(
+        0.0, "Share of the probability that training gives to all other answers alike.", minimum=0.0, maximum=0.9
+    )
+    neftune_alpha: float = option(
+        0.0, "Noise on the embeddings while training (NEFTune); 5 is usual. 0 adds none.", minimum=0.0, maximum=1000.0
+    )
     beta1: float = option(0.9, "Decay of AdamW's mean of gradients.", minimum=0.0, maximum=0.9999)
     beta2: float = option(0.999, "Decay of AdamW's mean of squared gradients.", minimum=0.0, maximum=0.99999)
     epsilon: float = option(1e-8, "Keeps AdamW's division finite.", minimum=1e-12, maximum=1.0)
@@ -245,7 +257,7 @@ class TrainConfig(Checked):
     )
     patience: int = option(
         3,
-        "Stop early after this many measurements without a better validation loss. 0 never stops early.",
+        "Stop early after this many measurements, and a whole epoch, without a better validation loss. 0 never stops.",
         minimum=0,
         maximum=1000,
     )

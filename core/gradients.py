@@ -60,17 +60,17 @@ class Gradients:
         self.prepared = Prepared(examples, batches, pins=device_of(model).type == "cuda")
         self._batch: Any = None  # the one being computed
 
-    def of(self, rows: Sequence[int]) -> Summed:
-        """Add the gradients of the mean loss over all trained tokens of these rows.
+    def of(self, rows: Sequence[int], step: int) -> Summed:
+        """Add the gradients of the mean loss over all trained tokens of these rows, in the step after `step` others.
 
         Raises OutOfMemoryError when they do not fit, row by row and with every layer recomputed.
         """
         trained = sum(self.examples[row].n_trained for row in rows)
         notes: list[str] = []
-        return self._in_what_room_there_is(lambda: self._add(rows, trained, notes), notes)
+        return self._in_what_room_there_is(lambda: self._add(rows, step, trained, notes), notes)
 
-    def _add(self, rows: Sequence[int], trained: int, notes: Sequence[str]) -> Summed:
-        divided = self.prepared.of(rows)
+    def _add(self, rows: Sequence[int], step: int, trained: int, notes: Sequence[str]) -> Summed:
+        divided = self.prepared.of(rows, step)
         losses: list[Tensor] = []
         with self.recompute.running():
             for self._batch in divided.batches:

@@ -10,7 +10,7 @@ where they are not, the model's own logits are used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Head:
     body: nn.Module
     output: nn.Module
     transform: Callable[[Tensor], Tensor]
+    label_smoothing: float = 0.0  # share of the target that all tokens get alike
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (N, D) to (N, V), in float32 or better."""
@@ -92,14 +93,17 @@ def hidden_states(body: nn.Module, input_ids: Tensor, position_ids: Tensor | Non
     return hidden
 
 
-def loss_sum(model: nn.Module, head: Head | None, input_ids: Tensor, labels: Tensor) -> Tensor:
+def loss_sum(
+    model: nn.Module, head: Head | None, input_ids: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """Sum over the trained tokens of -log p(token | tokens before it), a scalar in float32 or better.
 
     input_ids (B, T) on the model's device, padded on the right; labels (B, T), best left on the host, are -100 where
     nothing is trained. A batch without a trained token gives a 0 that still has a gradient.
     """
     positions, targets = trained_positions(labels)
-    return loss_at(model, head, input_ids, positions.to(input_ids.device), targets.to(input_ids.device))
+    positions, targets = positions.to(input_ids.device), targets.to(input_ids.device)
+    return loss_at(model, head, input_ids, positions, targets, label_smoothing=label_smoothing)
 
 
 def loss_at(
@@ -109,6 +113,7 @@ def loss_at(
     positions: Tensor,
     targets: Tensor,
     position_ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Sum of -log p(target) over `positions` (N) of the flattened batch (B, T), with `targets` (N); see `loss_sum`.
 
@@ -116,10 +121,12 @@ def loss_at(
     """
     if head is not None:
         hidden = hidden_states(head.body, input_ids, position_ids).flatten(0, 1)  # (B * T, D)
-        return chunked_loss(head, hidden.index_select(0, positions), targets)
+        smooth = replace(head, label_smoothing=label_smoothing)
+        return chunked_loss(smooth, hidden.index_select(0, positions), targets)
     places = {} if position_ids is None else {"position_ids": position_ids}
     logits = model(input_ids=input_ids, use_cache=False, **places).logits.flatten(0, 1)
-    return F.cross_entropy(_at_least_float32(logits.index_select(0, positions)), targets, reduction="sum")
+    rows = _at_least_float32(logits.index_select(0, positions))
+    return F.cross_entropy(rows, targets, reduction="sum", label_smoothing=label_smoothing)
 
 
 def trained_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +169,7 @@ def _chunks(rows: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tens
 
 
 def _chunk_loss(head: Head, rows: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(head.logits(rows), targets, reduction="sum")
+    return F.cross_entropy(head.logits(rows), targets, reduction="sum", label_smoothing=head.label_smoothing)
 
 
 class _ChunkedLoss(torch.autograd.Function):

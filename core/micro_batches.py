@@ -106,7 +106,9 @@ def micro_batches_of(
 ) -> MicroBatches:
     """Packed batches where task and model take them, else padded ones."""
     longest = max(len(example.input_ids) for example in (*examples.train, *examples.validation))
-    reason = task.why_not_packed(model, longest) if config.packing else "packing is off"
+    reason = "" if config.packing else "packing is off"
+    reason = reason or ("NEFTune's noise goes by the length of a row" if config.optim.neftune_alpha else "")
+    reason = reason or task.why_not_packed(model, longest)
     device, rows = device_of(model).type, plan.micro_batch_size
     tokens = rows * longest if config.micro_batch_size else PASS_TOKENS.get(device, PASS_TOKENS_ELSEWHERE)
     made = MicroBatches(task, pad_id, rows, min(tokens, plan.batch_size * longest), reason)

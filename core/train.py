@@ -26,10 +26,12 @@ from torch import Tensor, nn
 
 from core.adapters import adapter_names, inject, set_adapter, training_rule
 from core.config import TrainConfig
+from core.data.augmentation import augmentation
 from core.data.batching import Sampler
 from core.data.records import Record
 from core.data.template import Progress
 from core.determinism import deterministic
+from core.embedding_noise import embedding_noise
 from core.errors import DivergedError
 from core.gradients import Gradients, Summed
 from core.loss import device_of
@@ -103,9 +105,11 @@ class Trainer:
             [len(example.input_ids) for example in self.examples.train],
             self.plan.batch_size,
             config.seed,
+            [len(example.input_ids) for example in self.examples.train] if config.data.curriculum != "none" else None,
         )
         self.micro_batches = micro_batches_of(model, self.task, self.examples, self.plan, config, self._pad_id)
         self.gradients = Gradients(model, self.task, self.examples.train, self.micro_batches, self._start_over)
+        self.gradients.prepared.augment = augmentation(config, tokenizer, self.task.name)
         self.renew_optimizer()
         self.random = RandomState.seeded(config.seed)
         self.step = 0
@@ -163,6 +167,7 @@ class Trainer:
             self.random.drawing(),
             mode(self.model, training=True),
             self.fast_path.running(),
+            embedding_noise(self.model, self.config.optim.neftune_alpha),
         ):
             yield
 
@@ -200,7 +205,7 @@ class Trainer:
         trained = sum(self.examples.train[row].n_trained for row in rows)
         summed = self._gradients(rows)
         if self.step + 1 < self.total_steps:
-            self.gradients.prepared.look_ahead(self.sampler.peek_rows())
+            self.gradients.prepared.look_ahead(self.sampler.peek_rows(), self.step + 1)
         if (penalty := self.rule.regularizer()) is not None:
             torch.autograd.backward(penalty)
         grad_norm, figures = self._checked_norm(summed)
@@ -223,7 +228,7 @@ class Trainer:
 
     def _gradients(self, rows: Sequence[int]) -> Summed:
         """Add the gradients of the rows' mean loss."""
-        return self.gradients.of(rows)
+        return self.gradients.of(rows, self.step)
 
     def _start_over(self) -> None:
         """As it was when the step began."""
@@ -276,7 +281,10 @@ class Trainer:
         )
 
     def _remember(self, eval_loss: float | None) -> bool:
-        """Keep the best measurement, and stop once `patience` of them in a row were no better."""
+        """Keep the best measurement, and stop once `patience` in a row, over a whole epoch, were no better.
+
+        A new head can stand still for some steps before it learns, and many measurements fit into these.
+        """
         self.last_eval_loss = eval_loss
         if eval_loss is None:
             return False
@@ -289,8 +297,9 @@ class Trainer:
             self.best_step, self.best_eval_loss, self.measurements_since_best = self.step, eval_loss, 0
             return True
         self.measurements_since_best += 1
-        patience = self.config.patience
-        self.stopped_early = 0 < patience <= self.measurements_since_best and self.step < self.total_steps
+        is_due = self.step - self.best_step >= self.plan.steps_per_epoch
+        is_over = 0 < self.config.patience <= self.measurements_since_best
+        self.stopped_early = is_due and is_over and self.step < self.total_steps
         return False
 
     def _is_due(self, every: int) -> bool:

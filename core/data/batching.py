@@ -56,17 +56,22 @@ class Sampler:
 
     Every epoch is a fresh permutation drawn from (seed, epoch) that holds each row exactly once. Within windows of
     `WINDOW_STEPS` steps the rows are sorted by length, which keeps padding small; the steps of a window are shuffled.
-    The rows left over form the epoch's last, smaller step; they are a random draw, not the longest or the shortest.
+    With a `difficulty` for each row, the first epoch goes from the easiest rows to the hardest instead (a curriculum,
+    Bengio et al. 2009). Otherwise the rows left over form the epoch's last, smaller step; they are a random draw, not
+    the longest or the shortest.
 
     `state_dict` is all there is to save: a sampler with that state goes on with exactly the same steps.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, difficulty: Sequence[float] | None = None
+    ) -> None:
         if not lengths or batch_size < 1:
             raise ValueError("a sampler needs rows, and a batch size of at least 1")
         self.lengths = tuple(lengths)
         self.batch_size = batch_size
         self.seed = seed
+        self.difficulty = difficulty
         self.epoch = 0
         self.position = 0  # of the next step in this epoch
         self._planned_epoch = -1
@@ -105,6 +110,9 @@ class Sampler:
     def _epoch_steps(self, epoch: int) -> list[list[int]]:
         draw = np.random.default_rng([self.seed, epoch])
         order = draw.permutation(len(self.lengths)).tolist()
+        if self.difficulty is not None and epoch == 0:
+            order.sort(key=self.difficulty.__getitem__)  # rows that are equally hard stay in the order drawn
+            return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         full = len(order) - len(order) % self.batch_size
         steps: list[list[int]] = []
         size = WINDOW_STEPS * self.batch_size

@@ -179,14 +179,15 @@ class Classification(Task):
 
     def loss_sum(self, model: nn.Module, batch: LabelledBatch) -> Tensor:
         """Sum over the rows of -log p(label); where a text may have several, of the mean of -log p over all labels."""
-        return self._loss_sum(_logits(model, batch), batch)
+        return self._loss_sum(_logits(model, batch), batch, self.smoothing(model))
 
-    def _loss_sum(self, logits: Tensor, batch: LabelledBatch) -> Tensor:
+    def _loss_sum(self, logits: Tensor, batch: LabelledBatch, smoothing: float = 0.0) -> Tensor:
         targets = batch.labels.to(logits.device)
         if self.multi_label:
+            targets = targets * (1 - smoothing) + smoothing / 2
             each = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
             return each.mean(-1).sum()
-        return F.cross_entropy(logits, targets, reduction="sum")
+        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
 
     def judged(self, model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, list[tuple[Numbers, Numbers]]]:
         """The loss, and the labels that each text has and gets."""

@@ -36,6 +36,7 @@ class Completion(Task):
 
     def bind(self, model: nn.Module, config: TrainConfig) -> None:
         """Find the model's head, adapted or not."""
+        super().bind(model, config)
         self.head = find_head(model)
 
     def prepare(
@@ -83,8 +84,9 @@ class Completion(Task):
         """Sum of -log p over the trained tokens."""
         if isinstance(batch, PackedBatch):
             batch = batch.to(device_of(model))
-            return loss_at(model, self.head, batch.input_ids, batch.positions, batch.targets, batch.position_ids)
-        return loss_sum(model, self.head, batch.input_ids.to(device_of(model)), batch.labels)
+            places = batch.positions, batch.targets, batch.position_ids
+            return loss_at(model, self.head, batch.input_ids, *places, self.smoothing(model))
+        return loss_sum(model, self.head, batch.input_ids.to(device_of(model)), batch.labels, self.smoothing(model))
 
     def answer(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], rows: int, tick: Tick = idle

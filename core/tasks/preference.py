@@ -90,6 +90,7 @@ class Preference(Task):
             raise ConfigError(
                 "Delta-LoRA's mutate mode changes the base, which DPO compares with.", "Set mode to functional."
             )
+        super().bind(model, config)
         self.head = find_head(model)
         self.reference_path = FastPath(model, config.fast_path)
 
@@ -128,7 +129,9 @@ class Preference(Task):
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum over the pairs of -log sigmoid(reward of the better - reward of the worse)."""
         better, worse = self._rewards(model, batch)
-        return -F.logsigmoid(better - worse).sum()
+        share = self.smoothing(model)  # of the pairs taken to be labelled the wrong way round (conservative DPO)
+        margin = better - worse
+        return -((1 - share) * F.logsigmoid(margin) + share * F.logsigmoid(-margin)).sum()
 
     def judged(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Rewards]]:
         """The loss, and the rewards of both answers of each pair."""

@@ -97,6 +97,7 @@ class Seq2Seq(Task):
 
     def bind(self, model: nn.Module, config: TrainConfig) -> None:
         """Read with which token the model's targets begin."""
+        super().bind(model, config)
         self.start_id = start_id(model)
 
     def collate(self, examples: Sequence[PairExample], pad_id: int) -> PairBatch:
@@ -121,7 +122,8 @@ class Seq2Seq(Task):
         wanted = labels.flatten() != IGNORED
         rows = logits.flatten(0, 1)[wanted]
         rows = rows if rows.dtype == torch.float64 else rows.float()
-        return F.cross_entropy(rows, labels.flatten()[wanted], reduction="sum")
+        targets = labels.flatten()[wanted]
+        return F.cross_entropy(rows, targets, reduction="sum", label_smoothing=self.smoothing(model))
 
 
 def start_id(model: Any) -> int:

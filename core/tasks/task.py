@@ -73,8 +73,15 @@ class Task:
         """Split the records and tokenise both sides; DatasetError when there is nothing to train on."""
         raise NotImplementedError
 
+    label_smoothing = 0.0  # while training; measured is the plain loss
+
     def bind(self, model: nn.Module, config: TrainConfig) -> None:
-        """Called once with the model as it will train, its adapter on it."""
+        """Called once with the model as it will train, its adapter on it; extend it."""
+        self.label_smoothing = config.optim.label_smoothing
+
+    def smoothing(self, model: nn.Module) -> float:
+        """The label smoothing of a pass in the model's present mode (Szegedy et al. 2016, section 7)."""
+        return self.label_smoothing if model.training else 0.0
 
     def collate(self, examples: Sequence[Any], pad_id: int) -> Any:
         """Put examples into one batch, padded on the right."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,12 @@ def _config(rate: float, epochs: float, r: int = 16, **more: Any) -> TrainConfig
     )  # fmt: skip
 
 
+_HEAD_ONLY = replace(
+    _config(1e-2, 6, batch_size=8), adapter=AdapterConfig(method="partial", method_options={"part": "head"})
+)
 CASES: Mapping[str, Case] = {
-    "sentiment": Case(minilm, sentiment, ("accuracy", "macro_f1"), _config(1e-3, 4, batch_size=8), 3),
+    "sentiment": Case(minilm, sentiment, ("accuracy", "macro_f1"), _config(1e-3, 6, batch_size=8), 3),
+    "sentiment-head": Case(minilm, sentiment, ("accuracy", "macro_f1"), _HEAD_ONLY, 3),
     "qa-t5": Case(lambda: pretrained("t5"), questions, ("token_f1", "exact_match"), _config(3e-3, 15, 32)),
     "qa-bart": Case(lambda: pretrained("bart"), questions, ("token_f1", "exact_match"), _config(3e-3, 15, 32)),
     "translation-t5": Case(lambda: pretrained("t5"), translations, ("chrf", "bleu"), _config(3e-3, 15, 32)),
