@@ -257,7 +257,8 @@ class TrainConfig(Checked):
     )
     patience: int = option(
         3,
-        "Stop early after this many measurements, and a whole epoch, without a better validation loss. 0 never stops.",
+        "Stop early after this many measurements, and an epoch (classifiers: two), without a better validation loss. "
+        "0 never stops early.",
         minimum=0,
         maximum=1000,
     )

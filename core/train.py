@@ -281,9 +281,9 @@ class Trainer:
         )
 
     def _remember(self, eval_loss: float | None) -> bool:
-        """Keep the best measurement, and stop once `patience` in a row, over a whole epoch, were no better.
+        """Keep the best measurement, and stop once `patience` in a row, over whole epochs, were no better.
 
-        A new head can stand still for some steps before it learns, and many measurements fit into these.
+        What is new can stand still for some steps before it learns, and many measurements fit into these.
         """
         self.last_eval_loss = eval_loss
         if eval_loss is None:
@@ -297,7 +297,8 @@ class Trainer:
             self.best_step, self.best_eval_loss, self.measurements_since_best = self.step, eval_loss, 0
             return True
         self.measurements_since_best += 1
-        is_due = self.step - self.best_step >= self.plan.steps_per_epoch
+        grace = TASKS[self.task.name].grace_epochs * self.plan.steps_per_epoch
+        is_due = self.step - self.best_step >= grace
         is_over = 0 < self.config.patience <= self.measurements_since_best
         self.stopped_early = is_due and is_over and self.step < self.total_steps
         return False

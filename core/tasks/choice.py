@@ -20,16 +20,19 @@ class TaskInfo:
     families: tuple[str, ...]  # of models that can learn it
     formats: tuple[str, ...] = ()  # of datasets that it needs; empty where any with answers will do
     rate_factor: float = 1.0  # its usual learning rate, in that of completion
+    grace_epochs: int = 1  # without a better measurement before a run may stop early
     forwards: int = 1  # texts that a row puts through the model
 
 
 TASKS: dict[str, TaskInfo] = {
     COMPLETION: TaskInfo("The model learns to continue texts and chats.", (CAUSAL,)),
-    CLASSIFICATION: TaskInfo("The model learns to label texts.", (ENCODER, CAUSAL, SEQ2SEQ)),
+    CLASSIFICATION: TaskInfo(
+        "The model learns to label texts.", (ENCODER, CAUSAL, SEQ2SEQ), grace_epochs=2
+    ),  # a new head waits
     QUESTION_ANSWERING: TaskInfo("The model learns to answer, sequence to sequence.", (SEQ2SEQ,)),
     TRANSLATION: TaskInfo("The model learns to translate, sequence to sequence.", (SEQ2SEQ,)),
     PREFERENCE: TaskInfo(
-        "The model learns to prefer the better of two answers (DPO).", (CAUSAL,), ("preference",), 0.1, 2
+        "The model learns to prefer the better of two answers (DPO).", (CAUSAL,), ("preference",), 0.1, forwards=2
     ),
 }
 NAMES = (AUTO, *TASKS)
