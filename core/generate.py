@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from core.adapters import adapter_rows
+from core.adapters.switch import group_rows
 from core.config import GenerationConfig
 from core.data.records import Message
 from core.data.rendering import encode_prompt, encode_source
@@ -132,7 +133,7 @@ class _Decoder:
     def __init__(self, model: PreTrainedModel, rows: Sequence[_Row], pad_id: int, per_row: bool) -> None:
         self.rows = list(rows)
         self._model = model
-        self._per_row = per_row
+        self._groups = group_rows(model, [row.adapter for row in rows]) if per_row else None
         longest = max((len(row.prompt) for row in rows), default=0)
         padded = [[pad_id] * (longest - len(row.prompt)) + row.prompt for row in rows]
         mask = [[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
@@ -156,7 +157,7 @@ class _Decoder:
         return logits
 
     def _adapters(self) -> Any:
-        return adapter_rows(self._model, [row.adapter for row in self.rows]) if self._per_row else nullcontext()
+        return adapter_rows(self._model, self._groups) if self._groups else nullcontext()
 
     def advance(self, chosen: Sequence[int]) -> None:
         """Append the chosen tokens, and let the rows that have ended leave."""
@@ -170,6 +171,8 @@ class _Decoder:
     def _keep(self, running: list[int]) -> None:
         index = torch.tensor(running, dtype=torch.long, device=self._ids.device)
         self.rows = [self.rows[row] for row in running]
+        if self._groups:
+            self._groups = group_rows(self._model, [row.adapter for row in self.rows])
         self._ids, self._mask = self._ids[index], self._mask[index]
         if running and hasattr(self._cache, "batch_select_indices"):
             self._cache.batch_select_indices(index)

@@ -148,7 +148,8 @@ class Adapter(nn.Module):
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters an optimizer may change."""
-        return list(self.parameters())
+        own = [parameter for parameter in self._parameters.values() if parameter is not None]
+        return list(self.parameters()) if self._modules else own  # `parameters` is slow, and switching waits for it
 
     def lr_scale(self, parameter: nn.Parameter) -> float:
         """The learning rate of one of its parameters, in that of the run."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ class Plan:
         """Paths of the modules that get an adapter."""
         return self.places.targets
 
+    @cached_property
+    def options(self) -> Any:
+        """The options of the method alone."""
+        return options_of(self.config)
+
     def parameter_settings(self, path: str, loads: bool = False) -> dict[str, LayerSettings]:
         """The settings of single parameters of one module, by their names."""
         names = self.places.parameters[path]
@@ -54,9 +60,9 @@ class Plan:
 
     def settings(self, path: str, shared: Any = None, loads: bool = False) -> LayerSettings:
         """The settings of one target, after the patterns; `loads` wants memory also where the base has none."""
-        return replace(self._settings(path, weight_like(self.modules[path]), loads), shared=shared)
+        return self._settings(path, weight_like(self.modules[path]), loads, shared)
 
-    def _settings(self, path: str, weight: torch.Tensor, loads: bool) -> LayerSettings:
+    def _settings(self, path: str, weight: torch.Tensor, loads: bool, shared: Any = None) -> LayerSettings:
         config = self.config
         return LayerSettings(
             r=pattern_value(config.rank_pattern, path, config.r),
@@ -65,7 +71,8 @@ class Plan:
             use_rslora=config.use_rslora,
             device=_device(weight, loads),
             dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32,
-            options=options_of(config),
+            options=self.options,
+            shared=shared,
         )
 
 
@@ -181,11 +188,13 @@ def host_of(model: nn.Module, record: ModelAdapters, path: str) -> AdaptedModule
 
 def activate(record: ModelAdapters, names: tuple[str, ...]) -> None:
     """Make these adapters the active and the trainable ones."""
+    trains = {name: name in names for name in (*record.active, *names)}
     for host in record.hosts.values():
         host.active = names
-        for name in {*record.active, *names}:
+        for name, trained in trains.items():
             for parameter in host.trainable(name):
-                parameter.requires_grad_(name in names)
+                if parameter.requires_grad is not trained:
+                    parameter.requires_grad_(trained)
     record.active = names
 
 

@@ -30,7 +30,7 @@ def check_combination(record: ModelAdapters, names: Sequence[str]) -> None:
     """Raise AdapterError when adapters cannot be active together: two that replace the same parameters, two that put
     trained positions before the text, or one whose change depends on the weight that the others change.
     """
-    for path, host in record.hosts.items():
+    for path, host in record.hosts.items() if len(names) > 1 else ():
         parts = {name: part for name in names if (part := host.adapter(name)) is not None}
         alone = next((name for name, part in parts.items() if not part.is_additive), None)
         if alone is not None and len(parts) > 1:
@@ -82,16 +82,18 @@ def adapter_rates(model: nn.Module, name: str) -> Iterator[tuple[nn.Parameter, b
 
 
 @contextmanager
-def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+def adapter_rows(model: nn.Module, names: Sequence[str | None] | RowGroups) -> Iterator[None]:
     """Inside, row i of every batch runs with adapter `names[i]`; None is the bare base.
+
+    Whoever comes back with the same rows again and again makes them once, by `group_rows`.
 
     The base runs once over the whole batch and each adapter over its own rows, so results equal single runs. Raises
     AdapterError for an unknown name and while merged, and in the forward pass when the batch has another size.
     """
-    record = known(model, [name for name in names if name is not None])
+    groups = names if isinstance(names, RowGroups) else group_rows(model, names)
+    record = known(model, [name for name, _ in groups.groups])
     unmerged(record, "use an adapter per row")
     before = {path: host.rows for path, host in record.hosts.items()}
-    groups = _group(model, names)
     for host in record.hosts.values():
         host.rows = groups
     try:
@@ -101,8 +103,10 @@ def adapter_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None
             host.rows = before.get(path)
 
 
-def _group(model: nn.Module, names: Sequence[str | None]) -> RowGroups:
+def group_rows(model: nn.Module, names: Sequence[str | None]) -> RowGroups:
+    """Which rows each adapter serves, for `adapter_rows`; what it works out of them is kept with it."""
     device = next(model.parameters()).device
     distinct = dict.fromkeys(name for name in names if name is not None)
     rows = {name: [row for row, own in enumerate(names) if own == name] for name in distinct}
-    return RowGroups(len(names), tuple((name, torch.tensor(own, device=device)) for name, own in rows.items()))
+    groups = tuple((name, torch.tensor(own, device=device)) for name, own in rows.items())
+    return RowGroups(len(names), groups, tuple(names))
