@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from core.adapters.host import AdaptedModule
 from core.adapters.inject import adapters_of
+from core.conv1d import is_conv1d
 from core.errors import AdapterError
 from core.export.huggingface import DTYPES, TensorEntry
 from core.quantize.model import quantizable
@@ -97,7 +97,7 @@ class MergePlan:
             if name is None:
                 raise AdapterError(f"The base model's files have no tensor for {path!r}.", "Merge it unquantised.")
             jobs = self.files[self._home[name]]
-            jobs[name] = replace(jobs[name], rounding=rounding, is_conv1d=isinstance(layer, Conv1D))
+            jobs[name] = replace(jobs[name], rounding=rounding, is_conv1d=is_conv1d(layer))
 
     def widen(self) -> None:
         """Write every floating-point tensor as float32."""

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from core.adapters.rule import TrainingRule
 from core.config import AdapterConfig
+from core.conv1d import is_conv1d
 from core.errors import AdapterError, ConfigError
 from core.quantize.linear import QuantizedLinear
 from core.registry import Registry
@@ -165,7 +165,7 @@ adapters: Registry[type[Adapter]] = Registry("adapter method")
 
 def is_transposed(base: nn.Module) -> bool:
     """True for modules whose weight is (in, out): GPT-2's Conv1D and embeddings (vocabulary, width)."""
-    return isinstance(base, (Conv1D, nn.Embedding))
+    return isinstance(base, nn.Embedding) or is_conv1d(base)
 
 
 def layer_kind(base: nn.Module) -> str:
@@ -173,7 +173,7 @@ def layer_kind(base: nn.Module) -> str:
     if isinstance(base, nn.Embedding):
         return "embedding"
     was_conv1d = isinstance(base, QuantizedLinear) and base.is_conv1d
-    return "conv1d" if was_conv1d or isinstance(base, Conv1D) else "linear"
+    return "conv1d" if was_conv1d or is_conv1d(base) else "linear"
 
 
 def layer_size(base: nn.Module) -> tuple[int, int]:

@@ -6,18 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from core.adapters.base import Places
 from core.adapters.host import AdaptedModule
 from core.config import AdapterConfig
+from core.conv1d import is_conv1d
 from core.errors import ConfigError
 from core.quantize.linear import QuantizedLinear
 from core.selection import ALL_LINEAR, endings, is_saved, matches
 
-LINEAR = (nn.Linear, Conv1D, QuantizedLinear)
-ADAPTABLE = (*LINEAR, nn.Embedding)
 CLASSIFIER_NAMES = ("classifier", "score")  # the heads of transformers' classification models
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, QuantizedLinear)) or is_conv1d(module)
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    return _is_linear(module) or isinstance(module, nn.Embedding)
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -65,7 +71,7 @@ def find_parameters(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> 
         if entry not in known:
             raise ConfigError(f"target_parameters {entry!r} matches no parameter.", "See named_parameters().")
     for path in found:
-        if isinstance(modules[path], ADAPTABLE):
+        if _is_adaptable(modules[path]):
             raise ConfigError(f"{path!r} is a layer, not a bare parameter.", "Name it in target_modules instead.")
     return found
 
@@ -142,7 +148,7 @@ def all_linear(model: nn.Module, modules: Mapping[str, nn.Module]) -> tuple[str,
     return tuple(
         path
         for path, module in modules.items()
-        if isinstance(module, LINEAR) and module is not output and not _is_bypassed(path, modules)
+        if _is_linear(module) and module is not output and not _is_bypassed(path, modules)
     )
 
 
@@ -159,8 +165,8 @@ def _is_bypassed(path: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
-    if not isinstance(modules[path], ADAPTABLE):
-        inner = [name for name, child in modules[path].named_modules() if isinstance(child, LINEAR)]
+    if not _is_adaptable(modules[path]):
+        inner = [name for name, child in modules[path].named_modules() if _is_linear(child)]
         raise ConfigError(
             f"{path!r} is a {type(modules[path]).__name__}; adapters fit Linear, Conv1D and Embedding layers.",
             f"Choose the layers in it: {', '.join(inner[:8])}." if inner else "Leave it out.",
@@ -173,7 +179,7 @@ def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _no_match(setting: str, wanted: str | Sequence[str], modules: Mapping[str, nn.Module]) -> ConfigError:
-    names = sorted({path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, ADAPTABLE)})
+    names = sorted({path.rpartition(".")[2] for path, module in modules.items() if _is_adaptable(module)})
     entries = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     near = [match for entry in entries for match in get_close_matches(entry.rpartition(".")[2], names, n=2)]
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"This model has: {', '.join(names[:16])}."

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
+from core.conv1d import is_conv1d
 from core.quantize import kernels
 from core.quantize.int8 import dequantize_rows, quantize_rows
 from core.quantize.nf4 import Absmax, dequantize_absmax, dequantize_blocks, quantize_absmax, quantize_blocks
@@ -39,9 +39,9 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def from_layer(cls, layer: nn.Module) -> QuantizedLinear:
         """The quantised form of a Linear or Conv1D."""
-        is_conv1d = isinstance(layer, Conv1D)
+        was_conv1d = is_conv1d(layer)
         weight = layer.get_parameter("weight").detach()
-        made = cls(weight.T if is_conv1d else weight, getattr(layer, "bias", None), is_conv1d)
+        made = cls(weight.T if was_conv1d else weight, getattr(layer, "bias", None), was_conv1d)
         return made.train(layer.training)
 
     def pack(self, weight: Tensor) -> None:

@@ -6,9 +6,9 @@ import logging
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from core.adapters.targets import all_linear, base_modules
+from core.conv1d import is_conv1d
 from core.errors import ConfigError
 from core.quantize import kernels
 from core.quantize.linear import LAYERS, QuantizedLinear
@@ -28,7 +28,11 @@ def quantizable(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that are quantised, by path: every Linear and Conv1D but the output layer."""
     modules = base_modules(model)
     paths = all_linear(model, modules)
-    return {path: modules[path] for path in paths if isinstance(modules[path], (nn.Linear, Conv1D))}
+    return {path: modules[path] for path in paths if _fits(modules[path])}
+
+
+def _fits(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
 
 
 @torch.no_grad()
@@ -74,4 +78,4 @@ def round_model(model: nn.Module, quantization: str) -> None:
     """Give a dense model the weights' values of a quantised one."""
     for layer in quantizable(model).values() if quantization != NONE else ():
         weight = layer.get_parameter("weight")
-        weight.copy_(rounded_weight(weight, quantization, isinstance(layer, Conv1D)))
+        weight.copy_(rounded_weight(weight, quantization, is_conv1d(layer)))
