@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from core.adapters import inject
@@ -16,6 +15,12 @@ from core.train import StepMetrics, Trainer
 from tests.bench.training.adapter import fill
 from tests.bench.training.rows import Row
 from tests.bench.training.shapes import PROJECTIONS, random_model
+
+
+class NoTokenizer:
+    """All that a Trainer asks of a tokenizer when its rows are tokens already."""
+
+    pad_token_id = 0
 
 
 class ReadyTokens(Completion):
@@ -72,7 +77,7 @@ class OurSide:
             batch_size=batch_size, micro_batch_size=batch_size, eval_every=1_000_000,
             optim=OptimConfig(learning_rate=1e-4, max_grad_norm=0.0, schedule="constant", warmup_share=0.0),
         )  # fmt: skip
-        tokenizer: Any = SimpleNamespace(pad_token_id=0)
+        tokenizer: Any = NoTokenizer()
         trainer = Trainer(self.model, tokenizer, [], config, task=ReadyTokens(rows))
         self.path = f"{trainer.path}; attention: {trainer.micro_batches.attention or 'padded rows'}"
         return trainer

@@ -1,0 +1,94 @@
+"""The training step on a CPU: SmolLM2-135M on the ragged ticket data, against peft and transformers' Trainer.
+
+    python -m tests.bench.cpu [--steps 4] [--dtypes float32,bfloat16]
+
+Both sides train the same tokens, masked the same way, 8 rows a step, rank 16 on all linear layers. The sides take turns
+step by step; a step's time is all between two optimizer steps, its batch included. Gradients of one batch are compared
+first. Useful tokens are those that are not padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.bench.merge import STARTER
+from tests.bench.record import FOLDER, Goal, Result, ratio
+from tests.bench.sides import Answer, Side, take_turns
+
+SIDES = ("ours", "peft")
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of a gradient, relative, against peft's in the same format
+
+
+def main(argv: list[str] | None = None) -> Result:
+    """Both number formats, one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.cpu")
+    parser.add_argument("--model", type=Path, default=STARTER)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of each side")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    arguments = parser.parse_args(argv)
+    result = Result("cpu", "The training step on a CPU")
+    for dtype in arguments.dtypes.split(","):
+        rows = _measure(arguments.model, dtype, arguments.steps, result.notes)
+        result.rows += rows
+        result.goals += _goals(dtype, *rows)
+        result.save(arguments.out)
+    result.publish(arguments.out)
+    return result
+
+
+def _measure(model: Path, dtype: str, steps: int, notes: list[str]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"model": str(model), "dtype": dtype, "scratch": scratch, "steps": steps + 2}
+        sides = [Side("tests.bench.training.cpu_side", side, side=side, **settings) for side in SIDES]
+        for side in sides:
+            side.wait()
+        checked = [side.ask(do="gradients") for side in sides]
+        difference = _difference(checked)
+        if difference is not None and not difference < TOLERANCE[dtype]:
+            sides[0].fail(f"its gradients are {difference:.1%} from peft's")
+        for side in sides:
+            side.ask(do="step")  # the first one makes the optimizer's state
+        found = take_turns(sides, steps, lambda side: side.ask(do="step"))
+        last = [side.ask(do="memory") or {} for side in sides]
+        for side in sides:
+            side.end()
+    notes += [f"{dtype}: {answer['path']}" for answer in last if answer.get("path")]
+    return [
+        _row(dtype, side, found.get(side.label, []), end, difference) for side, end in zip(sides, last, strict=True)
+    ]
+
+
+def _difference(checked: list[Answer | None]) -> float | None:
+    from tests.bench.training.adapter import largest_difference
+
+    ours, peft = checked
+    return largest_difference(ours["file"], peft["file"]) if ours and peft else None
+
+
+def _row(dtype: str, side: Side, answers: list[Answer], last: Answer, difference: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"dtype": dtype, "side": side.label}
+    if answers:
+        tokens = sum(answer["tokens"] for answer in answers)
+        row["tokens_per_s"] = tokens / sum(answer["seconds"] for answer in answers)
+        row["tokens_per_cpu_s"] = tokens / sum(answer["cpu_seconds"] for answer in answers)
+        row |= {"tokens": tokens, "peak_gib": last.get("peak_gib")}
+    return row | {"gradient_difference": difference if side.label == "ours" else None, "problem": side.error}
+
+
+def _goals(dtype: str, ours: dict[str, Any], peft: dict[str, Any]) -> list[Goal]:
+    speed = ratio(ours.get("tokens_per_s"), peft.get("tokens_per_s"))
+    work = ratio(ours.get("tokens_per_cpu_s"), peft.get("tokens_per_cpu_s"))
+    memory = ratio(ours.get("peak_gib"), peft.get("peak_gib"))
+    note = f"by processor time {work:.2f}" if work else ours["problem"] or peft["problem"]
+    return [
+        Goal(f"CPU, {dtype}: useful tokens/s against peft + Trainer", 2.5, speed, note=note),
+        Goal(f"CPU, {dtype}: peak memory of the process in theirs", 0.6, memory, at_least=False),
+    ]
+
+
+if __name__ == "__main__":
+    main()
