@@ -27,6 +27,12 @@ from core.ops.precision import compute_dtype
 NAME = "lora_studio_packed"
 SHORT_ROWS = (5, 3, 4)  # tokens of the examples that a model is tried with
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")  # where configs say them
+TOLERANCES = {  # of a packed row against its single rows, by the format that every layer rounds to
+    torch.float64: 1e-4,
+    torch.float32: 1e-4,
+    torch.float16: 0.1,
+    torch.bfloat16: 0.25,  # SmolLM2: 0.1 between two kernels that are both right, 0.8 and more for a leak
+}
 UNKNOWN = ("s_aux", "position_bias", "cache")  # what models may ask of their attention, and this one cannot do
 VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -233,14 +239,15 @@ def why_not_packed(model: nn.Module, hidden: Callable[[PackedBatch | Tensor], Te
         if not _current.calls:
             return "its attention cannot be replaced"
         ids = [torch.tensor([example.input_ids], device=together.device) for example in examples]
-        alone = torch.cat([hidden(each)[0] for each in ids])
-    return "" if _same(together, alone) else "a packed row does not give the numbers of its single rows"
+        alone = [hidden(each)[0] for each in ids]
+    rows = torch.split(together, [len(each) for each in alone])
+    worst = max(_difference(one, other) for one, other in zip(rows, alone, strict=True))
+    return "" if worst <= TOLERANCES[together.dtype] else "a packed row does not give the numbers of its single rows"
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    tolerance = 2e-2 if one.dtype in VARLEN_DTYPES else 1e-4
-    scale = float(other.float().abs().amax().clamp(min=1e-6))
-    return one.shape == other.shape and bool((one - other).abs().amax().float() <= tolerance * scale)
+def _difference(one: Tensor, other: Tensor) -> float:
+    """How far numbers are apart, as a share of their size."""
+    return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-12))
 
 
 def _trial(model: Any, longest: int) -> list[TokenizedExample]:

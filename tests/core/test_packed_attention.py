@@ -160,6 +160,23 @@ def test_a_leak_between_rows_or_out_of_the_window_is_found(monkeypatch: pytest.M
     assert task.why_not_packed(model, longest=64) == ""
 
 
+def deep_bfloat16() -> Any:
+    """Its roundings grow over 24 layers to a twentieth of its hidden states, as those of real models do."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_hidden_layers": 24})).bfloat16()
+
+
+def test_bfloat16_roundings_are_not_taken_for_a_leak_and_a_leak_not_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, model = Completion(), deep_bfloat16()
+    task.bind(model, TrainConfig())
+    assert task.why_not_packed(model, longest=64) == ""
+    own = packed_attention._causal
+    monkeypatch.setattr(
+        packed_attention, "_by_example", lambda q, k, v, layout, settings: own(q, k, v, settings).transpose(1, 2)
+    )
+    assert "single rows" in task.why_not_packed(model, longest=64)
+
+
 def test_dropout_of_the_model_is_seen() -> None:
     assert not drops_at_random(LlamaForCausalLM(LlamaConfig(**SMALL)))
     assert drops_at_random(LlamaForCausalLM(LlamaConfig(**SMALL, attention_dropout=0.1)))
