@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +37,13 @@ def scenarios() -> tuple[Scenario, ...]:
     """All scenarios by number."""
     entries = yaml.safe_load(LIST.read_text(encoding="utf-8"))
     return tuple(Scenario(number, **entry) for number, entry in entries.items())
+
+
+def marked() -> set[int]:
+    """The scenarios that some test is marked with."""
+    tests = (path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py"))
+    marks = (match for text in tests for match in re.findall(r"mark\.scenario\(([\d, ]+)\)", text))
+    return {int(number) for numbers in marks for number in numbers.split(",")}
 
 
 def read_figures() -> Figures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -107,13 +108,16 @@ def test_the_web_process_has_not_loaded_torch(opened: Opened) -> None:
     assert "libtorch" not in maps.read_text(encoding="utf-8")
 
 
-def test_a_second_studio_says_where_the_first_is(opened: Opened) -> None:
-    started = time.monotonic()
+@pytest.mark.scenario(8)
+def test_a_second_studio_says_where_the_first_is(opened: Opened, figure: Say) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     second = subprocess.run(
         [*SERVE, "--workspace", str(opened.workspace.root)], capture_output=True, text=True, check=False
     )
-    sys.stdout.write(f"the second start ended after {time.monotonic() - started:.1f} s\n")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert second.returncode == 2 and opened.url in second.stderr and "Traceback" not in second.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 2
+    figure("the second start: the address of the first and exit code 2, within 2 s of the processor")
 
 
 def test_the_scheduler_comes_back_when_it_dies(opened: Opened) -> None:
