@@ -179,6 +179,8 @@ class Workspace:
 
     def problems_folder(self, upload_id: str) -> Path:
         """Where the rows with problems of an upload are written out; `upload_id` is the name of the upload's folder."""
+        if not re.fullmatch(r"[A-Za-z0-9]{1,128}", upload_id):
+            raise WorkspaceError(f"{upload_id[:40]!r} is not an upload of this studio.", "Choose the file again.")
         return self.uploads / upload_id / "problems"
 
     def discard(self, folder: Path) -> None:
