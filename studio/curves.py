@@ -6,8 +6,9 @@ SQLite does the thinning, so that a run of a million steps is not carried into P
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from studio.db import Database
@@ -15,6 +16,16 @@ from studio.tables import JobRow, MetricRow
 from studio.views import MetricPoint
 
 KEPT_PER_BUCKET = 4  # the lowest, the highest, the last, and one that is missing
+_BUCKET = "FROM metrics WHERE job_id = :job_id AND name = :name AND step >= start AND step < start + :width"
+_LANDMARKS = text(f"""
+WITH RECURSIVE buckets(start) AS (
+    SELECT :first UNION ALL SELECT start + :width FROM buckets WHERE start + :width <= :last
+)
+SELECT (SELECT step {_BUCKET} AND value IS NOT NULL ORDER BY value LIMIT 1),
+       (SELECT step {_BUCKET} AND value IS NOT NULL ORDER BY value DESC LIMIT 1),
+       (SELECT max(step) {_BUCKET}),
+       (SELECT min(step) {_BUCKET} AND value IS NULL)
+FROM buckets""")
 
 
 class Curves:
@@ -23,16 +34,17 @@ class Curves:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def of(self, job_id: str, max_points: int) -> dict[str, list[MetricPoint]]:
-        """Every curve of a job by name, each in the order of steps and with at most `max_points` points.
+    def of(self, job_id: str, max_points: int, names: Sequence[str] = ()) -> dict[str, list[MetricPoint]]:
+        """The curves of a job by name, each in the order of steps and with at most `max_points` points.
 
+        All of them, unless `names` are given.
         Of every bucket of steps the lowest, the highest and the last value are kept, and a missing one as NaN: a mean
         would hide spikes, and a gap must show.
         """
-        where = MetricRow.job_id == job_id
         about = select(MetricRow.name, func.count(), func.min(MetricRow.step), func.max(MetricRow.step))
+        about = about.where(MetricRow.job_id == job_id).group_by(MetricRow.name)
         with self.database.reading() as session:
-            found = session.execute(about.where(where).group_by(MetricRow.name)).all()
+            found = session.execute(about.where(MetricRow.name.in_(names)) if names else about).all()
             return {
                 name: _thinned(session, job_id, name, first, last, max_points)
                 if count > max_points
@@ -59,21 +71,14 @@ def _points(session: Session, job_id: str, name: str) -> list[MetricPoint]:
 
 
 def _thinned(session: Session, job_id: str, name: str, first: int, last: int, max_points: int) -> list[MetricPoint]:
-    """The landmarks of every bucket: beside a single min() or max(), SQLite takes the other columns from its row."""
-    buckets = max(1, max_points // KEPT_PER_BUCKET)
-    width = math.ceil((last - first + 1) / buckets)
-    where = (MetricRow.job_id == job_id, MetricRow.name == name)
-    bucket = (MetricRow.step - first) // width
-    lowest = select(MetricRow.step, func.min(MetricRow.value)).where(*where, MetricRow.value.is_not(None))
-    highest = select(MetricRow.step, func.max(MetricRow.value)).where(*where, MetricRow.value.is_not(None))
-    latest = select(func.max(MetricRow.step), MetricRow.value).where(*where)
-    missing = select(func.min(MetricRow.step), MetricRow.value).where(*where, MetricRow.value.is_(None))
-    found = {
-        step: value
-        for query in (lowest, highest, latest, missing)
-        for step, value in session.execute(query.group_by(bucket)).all()
-    }
-    return [_point(step, found[step]) for step in sorted(found)]
+    """The landmarks of every bucket of steps, each found in the order of the key, so that nothing is sorted."""
+    width = math.ceil((last - first + 1) / max(1, max_points // KEPT_PER_BUCKET))
+    values = {"job_id": job_id, "name": name, "first": first, "last": last, "width": width}
+    steps = {step for row in session.execute(_LANDMARKS, values) for step in row if step is not None}
+    query = select(MetricRow.step, MetricRow.value).where(
+        MetricRow.job_id == job_id, MetricRow.name == name, MetricRow.step.in_(steps)
+    )
+    return [_point(step, value) for step, value in session.execute(query.order_by(MetricRow.step))]
 
 
 def _point(step: int, value: float | None) -> MetricPoint:

@@ -51,9 +51,11 @@ class JobDesk:
         """One job."""
         return job_view(self._jobs.get(job_id))
 
-    def metrics(self, job_id: str, *, max_points: int = 1000) -> dict[str, list[MetricPoint]]:
-        """Curves by name (loss, eval_loss, learning_rate, ...), each thinned keeping its extremes."""
-        return self._curves.of(job_id, max_points)
+    def metrics(
+        self, job_id: str, *, max_points: int = 1000, names: Sequence[str] = ()
+    ) -> dict[str, list[MetricPoint]]:
+        """Curves by name (loss, eval_loss, learning_rate, ...; all unless named), thinned keeping their extremes."""
+        return self._curves.of(job_id, max_points, names)
 
     def scores(self, job_id: str) -> list[ScoreView]:
         """What a run's held-out rows gave, at the steps where they were measured, the earliest first."""

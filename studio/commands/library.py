@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio.adapter_shelf import weights_of
 from studio.commands.following import follow
 from studio.commands.terminal import (
     AsJson,
@@ -168,6 +167,8 @@ def combine_adapters(
     as_json: AsJson = False,
 ) -> None:
     """Make a new adapter that is the weighted sum of others."""
+    from studio.adapter_shelf import weights_of
+
     with open_studio(workspace) as studio:
         ids = [find(studio.adapters(), one, "adapter").id for one in adapters]
         shares = weights_of(weights, len(ids))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, RunningStudio
+from tests.scenarios.plugin import Say
 
 TRAIN_TIMEOUT_S = 240.0
 ROWS = 72
@@ -59,8 +60,9 @@ def fill(page: Any, elem_id: str, value: str) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.scenario(23)
 def test_upload_train_watch_compare_merge_download(
-    page: Any, studio: RunningStudio, tickets: Path, tmp_path: Path, starter_folder: Path
+    page: Any, studio: RunningStudio, tickets: Path, tmp_path: Path, starter_folder: Path, figure: Say
 ) -> None:
     open_page(page, studio.url)
 
@@ -100,6 +102,7 @@ def test_upload_train_watch_compare_merge_download(
     finished = studio.cli("jobs", "show", job["id"])
     assert finished["state"] == "succeeded", finished
     assert len(train_jobs(studio)) == 1
+    figure("a double click on Start and a reload in the middle of training: 1 job, which succeeds")
     page.wait_for_selector("#job-compare:visible")
 
     # Compare: base and adapter answer the same prompt; only the adapter has learned the tickets.

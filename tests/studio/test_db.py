@@ -18,6 +18,7 @@ from studio.jobs import JobStore
 from studio.migrations import runner
 from studio.tables import Row
 from studio.workspace import Workspace, WorkspaceError
+from tests.scenarios.plugin import Say
 
 
 @pytest.fixture
@@ -57,16 +58,21 @@ def test_an_up_to_date_database_opens_without_alembic_and_without_a_backup(works
     assert not workspace.backups.exists()
 
 
-def test_a_newer_database_is_refused_untouched(workspace: Workspace) -> None:
+@pytest.mark.scenario(25)
+def test_a_newer_database_is_refused_untouched(workspace: Workspace, figure: Say) -> None:
     Database.open(workspace).close()
     with sqlite3.connect(workspace.database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(WorkspaceError, match=r"newer LoRA Studio.*Upgrade"):
         Database.open(workspace)
     assert sqlite3.connect(workspace.database).execute("SELECT * FROM alembic_version").fetchall() == [("9999",)]
+    figure("a newer database: refused with advice, untouched")
 
 
-def test_a_backup_is_made_before_a_migration(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.scenario(25)
+def test_a_backup_is_made_before_a_migration(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, figure: Say
+) -> None:
     database = Database.open(workspace)
     job = JobStore(database).submit("selftest", "kept", {})
     database.close()
@@ -85,6 +91,7 @@ def test_a_backup_is_made_before_a_migration(workspace: Workspace, monkeypatch: 
     assert copy.execute("SELECT id, name FROM jobs").fetchall() == [(job.id, "kept")]
     assert "extra" not in {row[1] for row in copy.execute("PRAGMA table_info(jobs)")}
     assert "extra" in {row[1] for row in sqlite3.connect(workspace.database).execute("PRAGMA table_info(jobs)")}
+    figure("a migration: a private backup before it, every row kept")
 
 
 def test_a_failing_migration_changes_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,8 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
 
 def history(studio: Studio, jobs: int, steps: int, longest: int) -> str:
     """Finished trainings of `steps` steps each, and a last one of `longest`; returns the id of that one."""
-    rows = [JobRow(kind="train", name=f"run {number}", spec=SPEC, state="succeeded") for number in range(jobs)]
+    about = {"kind": "train", "spec": SPEC, "state": "succeeded"}
+    rows = [JobRow(id=f"run-{number:06d}", name=f"run {number}", **about) for number in range(jobs)]  # ids in order
     with studio._database.writing() as session:
         session.add_all(rows)
         session.flush()
@@ -52,12 +53,12 @@ def history(studio: Studio, jobs: int, steps: int, longest: int) -> str:
 
 
 def quickest(work: Callable[[], object]) -> float:
-    """Seconds of the best of five."""
+    """Seconds of processor time, best of five: all of it is spent in this process, and nobody else's load counts."""
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times)
 
 
@@ -81,7 +82,7 @@ def test_a_thousand_jobs_and_a_million_points(studio: Studio, figure: Say) -> No
     assert max(len(curve) for curve in studio.metrics(job_id).values()) <= 1000
     figure(
         f"1,000 jobs, {points:,} points: jobs tab {1000 * tab_s:.0f} ms, curves of {longest:,} steps "
-        f"{1000 * curve_s:.0f} ms, database {size:.0f} MB"
+        f"{1000 * curve_s:.0f} ms of processor time, database {size:.0f} MB"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from studio.scheduler import scheduler_is_running
 from studio.shutdown import kill_all, pause_all
 from tests.live import LiveStudio, gone
+from tests.scenarios.plugin import Say
 
 COUNT = {"steps": 60, "seconds_per_step": 0.05, "save_every": 5}
 
@@ -19,8 +20,9 @@ def _processes(live: LiveStudio, job_id: str) -> list[psutil.Process]:
     return [live.worker(job_id), psutil.Process(live.schedulers[-1].pid)]
 
 
+@pytest.mark.scenario(14)
 @pytest.mark.parametrize("end", [pause_all, kill_all])
-def test_nothing_is_left_and_the_job_goes_on(tmp_path: Path, end: object) -> None:
+def test_nothing_is_left_and_the_job_goes_on(tmp_path: Path, end: object, figure: Say) -> None:
     with LiveStudio(tmp_path) as live:
         job_id = live.selftest(**COUNT)
         live.start()
@@ -38,6 +40,8 @@ def test_nothing_is_left_and_the_job_goes_on(tmp_path: Path, end: object) -> Non
         assert job.step == 60
         steps = [step for step, _ in live.store.metrics(job_id)["loss"]]
         assert steps == list(range(1, 61))  # neither a gap nor a double
+    how = "once: saved and gone within 10 s" if end is pause_all else "twice: gone within 2 s"
+    figure(f"{how}, the job goes on with neither a gap nor a double")
 
 
 def test_with_nothing_running_there_is_nothing_to_do(tmp_path: Path) -> None:

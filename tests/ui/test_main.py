@@ -132,7 +132,8 @@ def test_the_scheduler_comes_back_when_it_dies(opened: Opened) -> None:
     pytest.fail("no scheduler after 40 s")
 
 
-def test_ctrl_c_ends_everything_and_says_so(opened: Opened) -> None:
+@pytest.mark.scenario(14)
+def test_ctrl_c_ends_everything_and_says_so(opened: Opened, figure: Say) -> None:
     """The last one on this studio."""
     children = [psutil.Process(opened.process.pid), *psutil.Process(opened.process.pid).children(recursive=True)]
     scheduler = psutil.Process(int(opened.workspace.scheduler_lock.read_text(encoding="utf-8").split()[0]))
@@ -142,6 +143,7 @@ def test_ctrl_c_ends_everything_and_says_so(opened: Opened) -> None:
     assert "Saving running jobs" in said and "Goodbye" in said and "Traceback" not in said
     assert not any(process.is_running() for process in [*children, scheduler])
     assert not is_held(opened.workspace.root / LOCK_NAME) and not opened.workspace.server_file.exists()
+    figure("Ctrl-C: exit code 0, says so, 0 processes left")
 
 
 def test_a_closed_terminal_and_stop_leave_cleanly(tmp_path: Path) -> None:

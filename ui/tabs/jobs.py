@@ -140,7 +140,7 @@ class JobsTab(Tab):
     def _curve(self, job: JobView, log_scale: bool) -> str:
         if job.kind != "train":
             return ""
-        curves = self.studio.metrics(job.id)
+        curves = self.studio.metrics(job.id, names=("loss", "eval_loss"))
         return loss_plot(curves, self.t, log_y=log_scale, best_step=job.best_step, total_steps=job.total_steps)
 
     def _scores(self, job: JobView) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tests.bench.comparison.summary import Row
+from tests.bench.comparison.summary import Row, error_between
 
 HELD, NOT_HELD, EVEN, UNKNOWN = "held", "did not hold", "no difference seen", "not measured"
 ERRORS = 2.0  # a difference counts from this many standard errors on
@@ -76,9 +75,10 @@ def verdict(claim: Claim, rows: Mapping[str, Row]) -> tuple[str, str]:
 
 
 def _of_quality(of: str, one: Row, other: Row) -> tuple[str, str]:
-    difference = other.loss.mean - one.loss.mean  # above 0: `one` is better
-    error = math.hypot(one.loss.error, other.loss.error)
-    figures = f"loss {one.loss.mean:.3f} against {other.loss.mean:.3f}, difference {difference:+.3f} ± {error:.3f}"
+    difference = other.cost - one.cost  # above 0: `one` is better
+    error = error_between(one, other)
+    name = one.measure
+    figures = f"{name} {one.main.mean:.3f} against {other.main.mean:.3f}, better by {difference:+.3f} ± {error:.3f}"
     if not abs(difference) > ERRORS * error:  # also without an error, from one seed
         return (HELD if of == "as good" else EVEN), figures
     is_better = difference > 0

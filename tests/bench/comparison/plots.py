@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from tests.bench.comparison.summary import Row
+from tests.bench.comparison.summary import LOSS, Row
 
 WIDTH, LEFT, RIGHT = 860, 250, 40
 LINE = 24  # height of a row of dots
@@ -24,40 +24,42 @@ Place = Callable[[float], float]
 
 
 def ranking(rows: Sequence[Row], heading: str) -> str:
-    """Each variant's held-out loss, best on top: the mean, its standard deviation, and every seed."""
-    values = [value for row in rows for value in row.loss.values]
+    """How good each variant is, the best on top: the mean, its standard deviation, and every seed."""
+    values = [value for row in rows for value in row.main.values]
     place = _axis(min(values), max(values), LEFT, WIDTH - RIGHT)
     parts = [_text(LEFT, 20, heading)]
     height = 60 + LINE * len(rows)
     parts += _grid(min(values), max(values), place, 34, height - 24)
     for number, row in enumerate(rows):
         y = 50 + LINE * number
-        dots = "".join(f'<circle class="seed" cx="{place(v):.1f}" cy="{y}" r="3"/>' for v in row.loss.values)
-        reach = 0.0 if math.isnan(row.loss.deviation) else row.loss.deviation
-        ends = place(max(row.loss.mean - reach, min(values))), place(min(row.loss.mean + reach, max(values)))
+        dots = "".join(f'<circle class="seed" cx="{place(v):.1f}" cy="{y}" r="3"/>' for v in row.main.values)
+        reach = 0.0 if math.isnan(row.main.deviation) else row.main.deviation
+        ends = place(max(row.main.mean - reach, min(values))), place(min(row.main.mean + reach, max(values)))
         bar = f'<line class="bar" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y}" y2="{y}" stroke-width="2"/>'
-        mean = f'<circle class="dot" cx="{place(row.loss.mean):.1f}" cy="{y}" r="5"/>'
+        mean = f'<circle class="dot" cx="{place(row.main.mean):.1f}" cy="{y}" r="5"/>'
         label = _text(LEFT - 12, y + 4, row.title, 'text-anchor="end"')
         parts.append(_group(row, label + bar + dots + mean))
     return _svg(height, parts)
 
 
 def by_size(rows: Sequence[Row], heading: str) -> str:
-    """Held-out loss over trained parameters, the latter on a logarithmic scale."""
+    """Quality over trained parameters, both on a logarithmic scale."""
     height, left = 460, 70
-    sizes, losses = [row.parameters for row in rows], [row.loss.mean for row in rows]
+    sizes, losses = [row.parameters for row in rows], [row.main.mean for row in rows]
     x = _axis(min(sizes), max(sizes), left, WIDTH - 150)
-    y = _axis(min(losses), max(losses), 60, height - 60)
+    y = _axis(min(losses), max(losses), *((60, height - 60) if rows[0].measure == LOSS else (height - 60, 60)))
     parts = [_text(left, 20, heading), _text(left, height - 12, "trained parameters", 'class="small"')]
     for size in _powers(min(sizes), max(sizes)):
         parts.append(f'<line class="grid" x1="{x(size):.1f}" x2="{x(size):.1f}" y1="40" y2="{height - 44}"/>')
         parts.append(_text(x(size), height - 30, _short(size), 'class="small" text-anchor="middle"'))
     taken: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: row.loss.mean):
-        at = x(row.parameters), y(row.loss.mean)
-        label_y = _free(at, taken)
-        mark = f'<circle class="dot" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5"/>'
-        parts.append(_group(row, mark + _text(at[0] + 9, label_y + 4, row.title, 'class="small"')))
+    for row in rows:
+        at = x(row.parameters), y(row.main.mean)
+        mark = (
+            f'<circle class="dot" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5"><title>{escape(row.title)}</title></circle>'
+        )
+        label = _text(at[0] + 9, at[1] + 4, row.title, 'class="small"') if _is_free(at, taken) else ""
+        parts.append(_group(row, mark + label))
     for loss in (min(losses), max(losses)):
         parts.append(_text(left - 10, y(loss) + 4, f"{loss:.2f}", 'class="small" text-anchor="end"'))
     return _svg(height, parts)
@@ -76,13 +78,12 @@ def _grid(low: float, high: float, place: Place, top: float, bottom: float) -> l
     return lines + words
 
 
-def _free(at: tuple[float, float], taken: list[tuple[float, float]]) -> float:
-    """A height for a label near its dot where no other label is."""
-    y = at[1]
-    while any(abs(x - at[0]) < 150 and abs(other - y) < 12 for x, other in taken):
-        y += 4
-    taken.append((at[0], y))
-    return y
+def _is_free(at: tuple[float, float], taken: list[tuple[float, float]]) -> bool:
+    """Whether a label fits beside a dot; the better variant has its name shown, the others have it as a tooltip."""
+    is_free = all(abs(x - at[0]) >= 150 or abs(y - at[1]) >= 12 for x, y in taken)
+    if is_free:
+        taken.append(at)
+    return is_free
 
 
 def _powers(low: float, high: float) -> list[int]:

@@ -111,7 +111,7 @@ def test_a_fleet_goes_on_where_it_was(folders: dict[str, Path], tmp_path: Path) 
 
 
 def _row(variant: str, *losses: float, parameters: int = 100) -> Row:
-    return Row(variant, variant, 1e-3, parameters, 400, {"loss": Spread(losses)})
+    return Row("tickets", variant, variant, 1e-3, parameters, 400, {"loss": Spread(losses)})
 
 
 def test_a_claim_is_judged_by_the_spread_of_the_seeds() -> None:
