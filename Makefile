@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# A process per core, each with one thread: threads that share cores with another process would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 .PHONY: studio demo test test-full lint screenshots clean
 
@@ -14,10 +16,10 @@ demo: $(VENV)/.installed          ## the same main job without a browser: train,
 	$(BIN)/lora-studio demo
 
 test: lint                        ## everything CI checks
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-full: lint                   ## the slow sweeps too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
