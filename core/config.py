@@ -6,6 +6,7 @@ Each config is a frozen dataclass that checks itself when it is made, so an inva
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -63,8 +64,9 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
         raise ConfigError(
             f"{item.name} is {value!r}, which is not a number.", f"Give a number, for example {item.default}."
         )
-    if type_name(item) == "int" and int(value) != value:
-        raise ConfigError(f"{item.name} is {value}, which is not a whole number.", f"Try {round(value)}.")
+    if type_name(item) == "int" and isinstance(value, float) and not value.is_integer():
+        near = round(value) if math.isfinite(value) else item.default
+        raise ConfigError(f"{item.name} is {value}, which is not a whole number.", f"Try {near}.")
     if not ((low is None or value >= low) and (high is None or value <= high)):  # also refuses NaN
         span = (
             f"at least {low}" if high is None else f"between {low} and {high}" if low is not None else f"at most {high}"

@@ -23,6 +23,7 @@ from core.weight_files import read_header
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 4 << 20
+MAX_INTEGER = 2**63
 
 
 def read_adapter_config(folder: Path | str) -> AdapterConfig:
@@ -72,9 +73,9 @@ def _of_lora(values: Mapping[str, Any]) -> dict[str, Any]:
 def _of_adalora(values: Mapping[str, Any]) -> dict[str, Any]:
     """The rank at the start sets the scale; which directions are left, the tensors themselves say."""
     r = _typed(values, "init_r", int, 12)
-    names = {"target_r": "target_r", "beta1": "beta1", "beta2": "beta2", "orth_reg_weight": "orth_reg_weight"}
-    own = {name: values[field] for name, field in names.items() if values.get(field) is not None}
-    own |= {"target_r": min(own.get("target_r", r), r)}
+    names = ("beta1", "beta2", "orth_reg_weight")
+    own = {name: _typed(values, name, (int, float), None) for name in names if values.get(name) is not None}
+    own |= {"target_r": min(_typed(values, "target_r", int, r), r)}
     return {
         "method": "adalora",
         "r": r,
@@ -120,7 +121,7 @@ def read_values(folder: Path) -> dict[str, Any]:
 def refuse_unknown(values: Mapping[str, Any]) -> None:
     """Raise AdapterError for a method or a setting whose effect this version does not have."""
     kind = values.get("peft_type")
-    if kind not in _OF_KIND:
+    if not isinstance(kind, str) or kind not in _OF_KIND:
         raise AdapterError(f"This adapter's method is {kind!r}.", f"Known: {', '.join(sorted(_OF_KIND))}.")
     for name, what in REFUSED.items():
         if values.get(name):
@@ -218,9 +219,14 @@ def _typed(values: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any
     value = values.get(name)
     if value is None:
         return default
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or _is_vast(value):
         raise AdapterError(f"{name} in {CONFIG_NAME} is {value!r}.", "Save the adapter again.")
     return value
+
+
+def _is_vast(value: Any) -> bool:
+    """An integer beyond what a float holds, which JSON allows."""
+    return isinstance(value, int) and abs(value) > MAX_INTEGER
 
 
 def _names(name: str, value: Any, parameters: Any = None) -> str | tuple[str, ...]:
@@ -238,7 +244,7 @@ def _names(name: str, value: Any, parameters: Any = None) -> str | tuple[str, ..
 def _pattern(values: Mapping[str, Any], name: str, kind: Any) -> dict[str, Any]:
     pattern: dict[str, Any] = _typed(values, name, dict, {})
     for key, value in pattern.items():
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, kind) or _is_vast(value) or not math.isfinite(value):
             raise AdapterError(f"{name} in {CONFIG_NAME} gives {key!r} the value {value!r}.", "Save the adapter again.")
         if not is_safe_pattern(key):
             raise AdapterError(f"{name} has the pattern {key!r}, which is too complex.", "Name the layers one by one.")

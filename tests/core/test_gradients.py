@@ -78,7 +78,7 @@ def test_smaller_batches_go_on_with_the_same_gradients(monkeypatch: pytest.Monke
 
 def test_the_next_batches_are_ready_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead, behind = toy_trainer(config()), toy_trainer(config())
-    monkeypatch.setattr(behind.gradients.prepared, "look_ahead", lambda rows: None)
+    monkeypatch.setattr(behind.gradients.prepared, "look_ahead", lambda rows, number: None)
     steps = ahead.plan.steps_per_epoch + 2  # over the end of an epoch
     for one, other in zip(first(ahead, steps), first(behind, steps), strict=True):
         assert (one.loss, one.positions) == (other.loss, other.positions)

@@ -174,7 +174,7 @@ def problem_text(page: Any) -> str:
     return f"{message} {problems}".strip()
 
 
-@pytest.mark.parametrize(("rank", "words"), [("0", "between 1"), ("9999", "must be"), ("500", "above the size")])
+@pytest.mark.parametrize(("rank", "words"), [("0", "between 1"), ("9999", "must be"), ("500", "larger than layer")])
 def test_impossible_ranks_cannot_start(page: Any, studio: RunningStudio, rank: str, words: str) -> None:
     open_page(page, studio.url)
     open_tab(page, "Train")

@@ -145,10 +145,11 @@ def task(path: Path) -> None:
 
 
 Read = Callable[[Path], None]
+PLAIN_ADAPTER = peft_values(AdapterConfig(), ["q_proj"], peft_type="LORA")
 JSON_FILES: dict[str, tuple[str, dict[str, Any], Read]] = {
     "config.json": ("config.json", CONFIG, model_config),
     "index": ("model.safetensors.index.json", INDEX, model_index),
-    "adapter_config.json": ("adapter_config.json", peft_values(AdapterConfig(), ["q_proj"]), adapter_config),
+    "adapter_config.json": ("adapter_config.json", PLAIN_ADAPTER, adapter_config),
     "method.json": ("method.json", {"adapter": to_dict(AdapterConfig(method="rslora", rank_pattern={"q": 4}))}, method),
     "task.json": ("task.json", {"labels": ["good", "bad"], "multi_label": False}, task),
 }
