@@ -17,6 +17,7 @@ from core.data.packing import PackedBatch, Shape
 from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.packed_attention import why_no_varlen_on
+from core.quantize.linear import QuantizedLinear
 from core.tasks.task import Task
 
 MOST_WORK = 2e13  # parameters times positions of a pass: above, the GPU is busy longer than launching takes
@@ -73,7 +74,7 @@ class StepGraphs:
             return "only packed rows have static shapes"
         if reason := why_no_varlen_on(self.model):
             return f"its attention is not one kernel: {reason}"
-        if sum(parameter.numel() for parameter in self.model.parameters()) * self.batches.tokens > MOST_WORK:
+        if _weights(self.model) * self.batches.tokens > MOST_WORK:
             return "the GPU is busy longer than the launches take"
         return ""
 
@@ -166,6 +167,12 @@ class StepGraphs:
     def in_words(self) -> str:
         """Whether steps run as graphs, and why not."""
         return f"Steps run operation by operation: {self.reason}." if self.reason else "Steps run as CUDA graphs."
+
+
+def _weights(model: nn.Module) -> int:
+    """Numbers that a token is multiplied by, those of packed layers among them."""
+    packed = (layer.in_features * layer.out_features for layer in model.modules() if isinstance(layer, QuantizedLinear))
+    return sum(parameter.numel() for parameter in model.parameters()) + sum(packed)
 
 
 def _shape_of(batch: PackedBatch) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
     PYTHONPATH=. python3 -m tests.bench.step [--groups small,large] [--budget-seconds 460] [--out FOLDER]
 
 Every side is a process of its own. Before it is timed, the gradients of its first step are compared with those of the
-same model in float32; a side without a gradient somewhere is not timed. Nothing but torch, transformers and the rivals
+same model in float32: a side without a gradient somewhere is not timed, and one whose gradients are further off than
+bfloat16 costs the best of the others counts for no goal. Nothing but torch, transformers and the rivals
 is needed; a side that fails is reported and the rest goes on.
 """
 
@@ -23,7 +24,8 @@ from tests.bench.training.groups import GROUPS, TINY_GROUPS, Group, missing
 from tests.bench.training.shapes import SHAPES
 
 MODULE = "tests.bench.training.side"
-TOLERANCE = 0.05  # relative difference of a gradient from float32 that bfloat16 explains
+TOLERANCE = 0.05  # relative difference of a gradient from float32 that bfloat16 explains in a shallow model
+SLACK = 1.1  # in a deep one bfloat16's roundings add up, for every side: the best of the others is the measure
 GRANULE = 512  # tokens to which the longest row is searched
 WORTH_STARTING = 40.0  # seconds a group needs at least
 
@@ -94,6 +96,7 @@ class Bench:
         for index, side in enumerate(sides if group.together else ()):
             side.end()
             self._report(group, side, found.get(index, []), checked.get(index, {}))
+        judge([row for row in self.result.rows if row["group"] == group.name])
 
     def _check(self, side: Side, exact: str) -> Answer:
         """How far a side's gradients are from the exact ones; a side with a zero gradient fails here."""
@@ -106,8 +109,6 @@ class Bench:
             from tests.bench.training.adapter import largest_difference
 
             found["difference"] = largest_difference(found["file"], exact)
-            if not found["difference"] < TOLERANCE:
-                side.fail(f"its gradients are {found['difference']:.1%} off")
         return found
 
     def _find_longest(self, group: Group) -> None:
@@ -160,7 +161,7 @@ class Bench:
             tokens = sum(value for answer in answers for value in answer["tokens"])
             typical = sum(seconds) / len(seconds) if group.ragged else median(seconds)
             row |= {"tokens_per_s": tokens / len(seconds) / typical, "ms": 1e3 * typical}
-            row["peak_gib"] = answers[0]["peak_gib"]
+            row |= {key: answers[0][key] for key in ("peak_gib", "reserved_gib")}
             if path := answers[0]["path"]:
                 self.result.notes.append(f"{group.title}, {side.label}: {path}")
             if not group.ragged:
@@ -173,6 +174,16 @@ class Bench:
         self.result.rows.append(row)
         say("  " + ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                             for key, value in row.items() if value not in (None, "")))  # fmt: skip
+
+
+def judge(rows: list[dict[str, Any]]) -> None:
+    """Mark the sides of a group whose gradients are not as near to the exact ones as those of the best other side."""
+    for row in rows:
+        difference = row.get("gradient_difference")
+        others = [other.get("gradient_difference") for other in rows if other is not row]
+        allowed = max(TOLERANCE, SLACK * min((other for other in others if other), default=0.0))
+        if difference and not difference <= allowed:
+            row["problem"] = f"its gradients are {difference:.1%} off, where {allowed:.1%} were allowed"
 
 
 def _absent(label: str) -> Side:

@@ -81,6 +81,12 @@ def torn(folder: Path) -> int:
     return count
 
 
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint."""
+    newest = latest_checkpoint(folder)
+    return int(newest.name.removeprefix("step-")) if newest else 0
+
+
 def result(folder: Path) -> str:
     """SHA-256 over every file of the last checkpoint."""
     newest = latest_checkpoint(folder)
@@ -103,7 +109,8 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     inside = killed = damaged = 0
     for _ in range(20 * kills):
-        was_killed, was_inside = kill_at_random(disturbed, draw, longest_s)
+        is_ahead = steps_done(disturbed) > 0.9 * STEPS * killed / kills  # it must not end before the last kill
+        was_killed, was_inside = kill_at_random(disturbed, draw, longest_s / 4 if is_ahead else longest_s)
         killed, inside = killed + was_killed, inside + was_inside
         damaged += torn(disturbed)
         if killed >= kills or not was_killed:

@@ -277,8 +277,12 @@ def test_ctrl_c_lets_go_of_a_job_that_goes_on(cli: Cli) -> None:
     assert watching.returncode == 130 and "Detached" in said and "jobs cancel" in said and "Traceback" not in said
     assert cli.json("jobs", "show", "long")["state"] in ("queued", "running")
     cli("jobs", "cancel", "long")
-    deadline = time.monotonic() + 30
-    while cli.json("jobs", "show", "long")["state"] != "cancelled":
+    wait_until_cancelled(cli, "long")
+
+
+def wait_until_cancelled(cli: Cli, job: str) -> None:
+    deadline = time.monotonic() + 60
+    while cli.json("jobs", "show", job)["state"] != "cancelled":
         assert time.monotonic() < deadline
 
 
@@ -289,6 +293,7 @@ def test_pause_and_resume(cli: Cli) -> None:
     assert "paused" in cli("jobs", "show", job["id"], "--wait", code=2)[1]
     assert cli.json("jobs", "resume", job["id"])["state"] == "queued"
     assert cli.json("jobs", "cancel", job["id"])["desired"] in ("run", "cancel")
+    wait_until_cancelled(cli, job["id"])
 
 
 def test_doctor_and_lists(cli: Cli) -> None:

@@ -15,7 +15,8 @@ class Rows:
 
     def value(self, group: str, side: str, key: str = "tokens_per_s") -> float | None:
         """One figure of a side; of one that was measured several times the median."""
-        found = [row[key] for row in self.rows if (row["group"], row["side"]) == (group, side) and row.get(key)]
+        rows = [row for row in self.rows if (row["group"], row["side"]) == (group, side) and not row.get("problem")]
+        found = [row[key] for row in rows if row.get(key)]
         return median(found) if found else None
 
     def at_least(self, text: str, bound: float, group: str, above: str, below: str, key: str = "tokens_per_s") -> Goal:
@@ -42,8 +43,8 @@ def goals(rows: list[dict[str, Any]]) -> list[Goal]:
         Goal("1: 8B shape, useful FLOPs in the matmul rate", 0.75, of.value("large", "ours", "of_matmul")),
         of.at_most("1: 8B shape, memory in that of Unsloth", 1.0, "large", "ours", "unsloth", "peak_gib"),
         of.at_least("1: in 17.8 GiB, against Unsloth with checkpointing", 1.2, "large", "ours_capped", "unsloth_gc"),
-        of.at_least("2: NF4 against Unsloth", 1.15, "nf4", "ours_nf4", "unsloth_nf4_gc"),
-        Goal("2: NF4, peak GiB", 8.2, of.value("nf4", "ours_nf4", "peak_gib"), at_least=False),
+        of.at_least("2: NF4 against Unsloth", 1.15, "nf4", "ours_nf4_capped", "unsloth_nf4_gc"),
+        Goal("2: NF4, peak GiB", 8.2, of.value("nf4", "ours_nf4_capped", "peak_gib"), at_least=False),
         of.at_least("3: 135M shape, 8 x 512, against Unsloth", 4.0, "small", "ours", "unsloth"),
         of.at_least("3: 135M shape, 8 x 512, against peft", 5.0, "small", "ours", "peft"),
         of.at_least("3: 1B shape, 4 x 512, against Unsloth", 4.0, "short", "ours", "unsloth"),

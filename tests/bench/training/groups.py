@@ -53,7 +53,8 @@ GROUPS = (
         1, 2048, 1, together=False, compares=False, finds_longest=True,
     ),
     Group(
-        "nf4", "Llama-3.1-8B shape, NF4, 4 x 2048", "8b", ("ours_nf4", "peft_nf4_gc", "unsloth_nf4_gc"),
+        "nf4", "Llama-3.1-8B shape, NF4, 4 x 2048", "8b",
+        ("ours_nf4", "ours_nf4_capped", "peft_nf4_gc", "unsloth_nf4_gc"),
         4, 2048, 4, together=False, compares=False,
     ),
 )  # fmt: skip
