@@ -154,8 +154,17 @@ class StepGraphs:
     def _capture(self, static: PackedBatch, scale: Tensor) -> _Recorded:
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
-            loss = self._pass(static, scale)
+        kept = [(parameter, parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                for parameter, _ in kept:
+                    parameter.grad = None  # else every one of them is added to by a kernel of its own
+                loss = self._pass(static, scale)
+                made = [(gradient, parameter.grad) for parameter, gradient in kept if parameter.grad is not None]
+                torch._foreach_add_([into for into, _ in made], [gradient for _, gradient in made])
+        finally:
+            for parameter, gradient in kept:
+                parameter.grad = gradient
         return _Recorded(graph, static, scale, loss)
 
     def _pass(self, static: PackedBatch, scale: Tensor) -> Tensor:

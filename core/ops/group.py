@@ -1,9 +1,10 @@
 """Linear layers that share their input, such as q, k and v: their forward and backward products.
 
-Per layer: S = drop(h) A^T; y = s S B^T, then y += h W^T in place. The small product comes first, so that the large one
-adds to it inside its own loop: no pass over y of its own, and one rounding instead of two. S is kept and serves B's
-gradient; s dy B is worked out once and serves both A's gradient and h's. h is kept by no one here: callers have it or
-work it out again.
+Per layer: S = drop(h) (s A)^T; y = S B^T, then y += h W^T in place. The small product comes first, so that the large
+one adds to it inside its own loop: no pass over y of its own, one rounding instead of two. S is kept and serves B's
+gradient; dS = dy B is worked out once and serves both A's gradient and h's. h is kept by no one here: callers have it
+or work it out again. Every small pass counts, as a model of 30 layers makes thousands: all A of a group are one matrix,
+s is in it, and what the forward pass made of the factors serves the backward pass as well.
 
 There is one order, and no race between orders: the winner of a race may differ between two processes, and then a
 resumed run would not be the same bits.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from core.ops.dropout import dropped
+from core.ops.kernels import kernels_for
 from core.ops.projection import Projection
 
 
@@ -26,6 +28,7 @@ from core.ops.projection import Projection
 class Kept:
     """What a group keeps from its forward pass for its backward pass, beside its input."""
 
+    factors: tuple[Tensor, ...]  # s A (sum of r, in) of all adapted layers, then B (out, r) of each, as they were used
     smalls: tuple[Tensor, ...]  # S (N, r) of every adapted layer
     seeds: tuple[Tensor, ...]  # of every adapted layer that drops
     lengths: tuple[Tensor, ...]  # |W + s B A| (out) of every DoRA
@@ -34,7 +37,7 @@ class Kept:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, for `save_for_backward`."""
-        return (*self.smalls, *self.seeds, *self.lengths, *self.products)
+        return (*self.factors, *self.smalls, *self.seeds, *self.lengths, *self.products)
 
 
 class Group:
@@ -46,12 +49,15 @@ class Group:
         self.adapted = [each for each in projections if each.adapter is not None]
         ends = list(accumulate(len(each.parameters) for each in self.adapted))
         self.places = [0, *ends[:-1]] if ends else []  # where each adapted layer's A stands among the parameters
+        self.ranks = [each.rank for each in self.adapted]
+        self.scales = [each.scale for each in self.adapted]
         self.dropping = [each for each in projections if each.dropout]
         self.scaled = [each for each in projections if each.is_dora]
 
     def unpack(self, tensors: Sequence[Tensor]) -> tuple[Kept, tuple[Tensor, ...]]:
         """What was kept, and the parameters, from tensors saved in this order."""
-        counts = len(self.adapted), len(self.dropping), len(self.scaled), len(self.scaled)
+        factors = len(self.adapted) + 1 if self.adapted else 0
+        counts = factors, len(self.adapted), len(self.dropping), len(self.scaled), len(self.scaled)
         parts, start = [], 0
         for count in counts:
             parts.append(tuple(tensors[start : start + count]))
@@ -61,31 +67,45 @@ class Group:
     def forward(self, h: Tensor, residual: Tensor | None = None) -> tuple[list[Tensor], Kept]:
         """The outputs (N, out) of rows h (N, in); `residual` (N, out) is added to the only one."""
         seeds = [seed for each in self.projections if (seed := each.draw_seed(h)) is not None]
-        smalls = self._smalls(h, seeds)
+        factors = self._factors(h.dtype)
+        smalls = self._smalls(h, seeds, factors)
         lengths = [each.norms() for each in self.scaled]
         outputs: list[Tensor] = []
         products: list[Tensor] = []
-        small, length = iter(smalls), iter(lengths)
+        small, factor, length = iter(smalls), iter(factors[1:]), iter(lengths)
         for each in self.projections:
-            own = next(small) if each.adapter is not None else None
+            own = (next(small), next(factor)) if each.adapter is not None else None
             if each.is_dora:
                 products.append(_product(each, h, own, None))
                 outputs.append(scaled(each, products[-1], next(length), residual))
             else:
                 outputs.append(_product(each, h, own, _start(each, h.dtype, residual)))
-        return outputs, Kept(tuple(smalls), tuple(seeds), tuple(lengths), tuple(products))
+        return outputs, Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), tuple(products))
 
-    def _smalls(self, h: Tensor, seeds: Sequence[Tensor]) -> list[Tensor]:
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """`Kept.factors`: s A is formed in A's own format, and rounded once."""
+        if not self.adapted:
+            return ()
+        adapters = [each.adapter for each in self.adapted if each.adapter is not None]
+        a, b = [own.lora_A.detach() for own in adapters], [own.lora_B.detach() for own in adapters]
+        joined = a[0].new_empty(sum(self.ranks), a[0].shape[1], dtype=dtype)
+        torch._foreach_copy_(list(torch.split(joined, self.ranks)), torch._foreach_mul(a, self.scales))
+        if b[0].dtype == dtype:
+            return joined, *b
+        made = [torch.empty_like(each, dtype=dtype) for each in b]
+        torch._foreach_copy_(made, b)
+        return joined, *made
+
+    def _smalls(self, h: Tensor, seeds: Sequence[Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
         """S of every adapted layer; without dropout by one product that reads h once."""
         if not self.adapted:
             return []
-        factors = [each.adapter.lora_A.detach() for each in self.adapted if each.adapter is not None]
         if not seeds:
-            return list(torch.split(h @ _joined(factors, h.dtype).T, [each.rank for each in self.adapted], dim=1))
+            return list(torch.split(h @ factors[0].T, self.ranks, dim=1))
         drawn = iter(seeds)
         return [
-            (dropped(h, next(drawn), each.dropout) if each.dropout else h) @ a.to(h.dtype).T
-            for each, a in zip(self.adapted, factors, strict=True)
+            (dropped(h, next(drawn), each.dropout) if each.dropout else h) @ a.T
+            for each, a in zip(self.adapted, torch.split(factors[0], self.ranks), strict=True)
         ]
 
     def backward(
@@ -112,22 +132,30 @@ class GroupGradients:
         self.found: list[Tensor | None] = [None] * len(parameters)
         self.inner = list(gradients)  # the gradients of x W^T + s S B^T
         self._unscale()
-        self.smalls = [  # the gradients of S
-            (self.inner[index] @ parameters[place + 1].to(self.inner[index].dtype)).mul_(each.scale)
-            for index, place, each in self._adapted()
-        ]
+        self.joined = self._joined_smalls()
+
+    def _joined_smalls(self) -> Tensor | None:
+        """The gradients of every S side by side, (N, sum of r)."""
+        if not self.group.adapted:
+            return None
+        joined = self.inner[0].new_empty(len(self.inner[0]), sum(self.group.ranks))
+        parts = torch.split(joined, self.group.ranks, dim=1)
+        for (index, _, _), b, part in zip(self._adapted(), self.kept.factors[1:], parts, strict=True):
+            torch.mm(self.inner[index], b, out=part)
+        return joined
 
     def of_input(self) -> Tensor:
-        """sum of drop(s dy B A) + dy W, (N, in): the small products first, as in the forward pass."""
+        """sum of drop(dS (s A)) + dy W, (N, in): the small products first, as in the forward pass."""
         dtype = self.inner[0].dtype
-        factors = [self.parameters[place] for place in self.group.places]
         total: Tensor | None = None
-        if factors and not self.kept.seeds:
-            total = self._joined_smalls() @ _joined(factors, dtype)
-        elif factors:
+        if self.joined is not None and not self.kept.seeds:
+            total = self.joined @ self.kept.factors[0]
+        elif self.joined is not None:
             drawn = iter(self.kept.seeds)
-            for each, small, a in zip(self.group.adapted, self.smalls, factors, strict=True):
-                part = small @ a.to(dtype)
+            ranks = self.group.ranks
+            pairs = zip(torch.split(self.joined, ranks, dim=1), torch.split(self.kept.factors[0], ranks), strict=True)
+            for each, (small, a) in zip(self.group.adapted, pairs, strict=True):
+                part = small @ a
                 part = dropped(part, next(drawn), each.dropout) if each.dropout else part
                 total = part if total is None else total.add_(part)
         for each, gradient in zip(self.group.projections, self.inner, strict=True):
@@ -138,52 +166,61 @@ class GroupGradients:
 
     def of_parameters(self, h: Tensor | None) -> list[Tensor | None]:
         """Those of every A, B and m in turn, None where nothing trains; h (N, in) may be None when no A does."""
-        for (index, place, each), small in zip(self._adapted(), self.kept.smalls, strict=True):
+        for (index, place, _), small in zip(self._adapted(), self.kept.smalls, strict=True):
             if self.wants[place + 1]:
-                b = self.parameters[place + 1]
-                self.found[place + 1] = wide_product(self.inner[index].T, small, b.dtype).mul_(each.scale)
+                self.found[place + 1] = wide_product(self.inner[index].T, small, self.parameters[place + 1].dtype)
         if h is not None and self.group.needs_input(self.wants):
             for place, gradient in zip(self.group.places, self._of_a(h), strict=True):
                 self.found[place] = gradient if self.wants[place] else None
         return self.found
 
     def _of_a(self, h: Tensor) -> list[Tensor]:
-        """(s dy B)^T drop(h) of every adapted layer; without dropout by one product that reads h once."""
+        """s dS^T drop(h) of every adapted layer; without dropout by one product that reads h once."""
+        assert self.joined is not None
         dtype = self.parameters[self.group.places[0]].dtype
         if not self.kept.seeds:
-            joined = wide_product(self._joined_smalls().T, h, dtype)
-            return list(torch.split(joined, [each.rank for each in self.group.adapted]))
-        drawn = iter(self.kept.seeds)
-        return [
-            wide_product(small.T, dropped(h, next(drawn), each.dropout) if each.dropout else h, dtype)
-            for each, small in zip(self.group.adapted, self.smalls, strict=True)
-        ]
+            found = list(torch.split(wide_product(self.joined.T, h, dtype), self.group.ranks))
+        else:
+            drawn = iter(self.kept.seeds)
+            smalls = torch.split(self.joined, self.group.ranks, dim=1)
+            found = [
+                wide_product(small.T, dropped(h, next(drawn), each.dropout) if each.dropout else h, dtype)
+                for each, small in zip(self.group.adapted, smalls, strict=True)
+            ]
+        torch._foreach_mul_(found, self.group.scales)
+        return found
 
     def _unscale(self) -> None:
         """Go back through DoRA's gain: dm = sum over rows of dy u / |V|, du = dy m / |V|; |V| is a constant."""
         lengths, products = iter(self.kept.lengths), iter(self.kept.products)
         for index, place, each in self._adapted():
             if each.is_dora:
-                gradient, length, product = self.inner[index], next(lengths), next(products)
-                m = self.parameters[place + 2]
+                length, m = next(lengths), self.parameters[place + 2]
+                self.inner[index], sums = scale_back(self.inner[index], next(products), m / length)
                 if self.wants[place + 2]:
-                    self.found[place + 2] = (gradient * product).sum(0, dtype=m.dtype) / length
-                self.inner[index] = gradient * (m / length).to(gradient.dtype)
+                    self.found[place + 2] = sums.to(m.dtype) / length
 
     def _adapted(self) -> list[tuple[int, int, Projection]]:
         """(which output, where its A stands among the parameters, the layer) of every adapted layer."""
         indices = [index for index, each in enumerate(self.group.projections) if each.adapter is not None]
         return list(zip(indices, self.group.places, self.group.adapted, strict=True))
 
-    def _joined_smalls(self) -> Tensor:
-        return self.smalls[0] if len(self.smalls) == 1 else torch.cat(self.smalls, dim=1)
-
 
 def scaled(each: Projection, product: Tensor, length: Tensor, residual: Tensor | None = None) -> Tensor:
     """DoRA's output m / |V| * product + bias (+ residual), all (N, out)."""
-    gain = (each.parameters[2].detach() / length).to(product.dtype)
+    gain = each.parameters[2].detach() / length
     start = _start(each, product.dtype, residual)
+    if (kernels := kernels_for(product)) is not None:
+        return kernels.scale_columns(product, gain, start)
+    gain = gain.to(product.dtype)
     return product * gain if start is None else torch.addcmul(start, product, gain)
+
+
+def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """(gradient * gain, the sum of gradient * product over the rows (out)) of two (N, out) and a gain (out)."""
+    if (kernels := kernels_for(gradient)) is not None:
+        return kernels.scale_back(gradient, product, gain)
+    return gradient * gain.to(gradient.dtype), (gradient * product).sum(0, dtype=gain.dtype)
 
 
 def wide_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
@@ -202,16 +239,11 @@ def _start(each: Projection, dtype: torch.dtype, residual: Tensor | None) -> Ten
     return residual + bias
 
 
-def _product(each: Projection, h: Tensor, small: Tensor | None, start: Tensor | None) -> Tensor:
-    """start + s S B^T + h W^T, the small product first."""
+def _product(each: Projection, h: Tensor, own: tuple[Tensor, Tensor] | None, start: Tensor | None) -> Tensor:
+    """start + S B^T + h W^T, the small product first; `own` is S and B."""
     weight = each.weight(h.dtype)
-    if small is None:
+    if own is None:
         return h @ weight.T if start is None else torch.addmm(start, h, weight.T)
-    b = each.parameters[1].detach().to(h.dtype)
-    made = (small * each.scale) @ b.T if start is None else torch.addmm(start, small, b.T, alpha=each.scale)
+    small, b = own
+    made = small @ b.T if start is None else torch.addmm(start, small, b.T)
     return made.addmm_(h, weight.T)
-
-
-def _joined(factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Several A as one (sum of r, in)."""
-    return (factors[0] if len(factors) == 1 else torch.cat(list(factors))).detach().to(dtype)

@@ -50,6 +50,14 @@ class Kernels(Protocol):
         """`rope.rope`, or its gradient."""
         ...
 
+    def scale_columns(self, product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:
+        """`group.scaled`, for a start of one row or of all."""
+        ...
+
+    def scale_back(self, gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """`group.scale_back`."""
+        ...
+
     def dropped(self, x: Tensor, seed: Tensor, p: float) -> Tensor:
         """`dropout.dropped`."""
         ...

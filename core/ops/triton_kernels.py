@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 2048  # numbers a program works on at a time, where a row has fewer
+SUMMED_ROWS = 32  # that one program sums column by column
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -128,6 +129,40 @@ def _rope(  # type: ignore[no-untyped-def]
     tl.store(made + target + half, turned_2.to(made.dtype.element_ty), mask=inside)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _scale_columns(  # type: ignore[no-untyped-def]
+    product, gain, start, made, width, start_stride, HAS_START: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    place = row * width + column
+    values = tl.load(product + place, mask=inside, other=0.0).to(tl.float32)
+    values *= tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_START:
+        values += tl.load(start + row * start_stride + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(made + place, values.to(made.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scale_back(  # type: ignore[no-untyped-def]
+    gradient, product, gain, made, sums, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    factor = tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for step in range(ROWS):
+        row = part * ROWS + step
+        place = row * width + column
+        known = inside & (row < rows)
+        g = tl.load(gradient + place, mask=known, other=0.0).to(tl.float32)
+        total += g * tl.load(product + place, mask=known, other=0.0).to(tl.float32)
+        tl.store(made + place, (g * factor).to(made.dtype.element_ty), mask=known)
+    tl.store(sums + part * width + column, total, mask=inside)
+
+
 @triton.jit
 def _mix(bits):  # type: ignore[no-untyped-def]
     bits = (bits ^ (bits >> 16)) * 0x7FEB352D
@@ -214,6 +249,33 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:
     if 2 * half < size:
         made[..., 2 * half :] = x[..., 2 * half :]
     return made
+
+
+def scale_columns(product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:
+    """`group.scaled`."""
+    product = product.contiguous()
+    added = product if start is None else start.contiguous()
+    made = torch.empty_like(product)
+    grid, tile = _blocks_of(product)
+    stride = product.shape[1] if added.dim() == 2 else 0
+    _scale_columns[grid](
+        product, gain.contiguous(), added, made, product.shape[1], stride, HAS_START=start is not None, **tile
+    )
+    return made
+
+
+def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """`group.scale_back`: sums of blocks of rows first, in a fixed order."""
+    gradient, product = gradient.contiguous(), product.contiguous()
+    rows, width = gradient.shape
+    made = torch.empty_like(gradient)
+    parts = triton.cdiv(rows, SUMMED_ROWS)
+    sums = torch.empty(parts, width, dtype=torch.float32, device=gradient.device)
+    block = min(TILE // 2, triton.next_power_of_2(width))
+    _scale_back[(parts, triton.cdiv(width, block))](
+        gradient, product, gain.contiguous(), made, sums, rows, width, ROWS=SUMMED_ROWS, BLOCK=block
+    )
+    return made, sums.sum(0)
 
 
 def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:

@@ -122,8 +122,10 @@ class Bench:
                 guess = int((0.95 * (peaks[1] or {})["total_gib"] - small) / slope) + 2048
                 best = self._search(side, 4096, max(GRANULE * 9, guess))
             side.end()
-            row = {"group": group.name, "side": side.label, "longest_tokens": best or None, "problem": side.error}
-            self._add(row)
+            row = {"group": group.name, "side": side.label, "longest_tokens": best or None}
+            if best and side.error:
+                self.result.notes.append(f"{group.title}, {side.label}: at least {best:,} tokens ({side.error}).")
+            self._add(row if best else row | {"problem": side.error})
 
     def _search(self, side: Side, fits: int, guess: int) -> int:
         """Bracket the limit around a guess by steps of an eighth, then halve the bracket twice."""

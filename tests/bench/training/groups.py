@@ -49,7 +49,7 @@ GROUPS = (
         1, 2048, 1, together=False, compares=False,
     ),
     Group(
-        "longest", "Llama-3.1-8B shape, longest row that trains", "8b", ("ours", "peft", "peft_gc"),
+        "longest", "Llama-3.1-8B shape, longest row that trains", "8b", ("peft", "ours", "peft_gc"),
         1, 2048, 1, together=False, compares=False, finds_longest=True,
     ),
     Group(
