@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.record import Goal, Result, ratio
+from tests.bench.record import FOLDER, Goal, Result, ratio
+from tests.bench.report import write_page
 from tests.bench.sides import Side, take_turns
 from tests.bench.training.adapter import largest_difference
 from tests.bench.training.goals import goals
@@ -75,3 +76,9 @@ def test_a_result_is_written_with_versions_and_machine(tmp_path: Path) -> None:
     written = json.loads(result.publish(tmp_path).read_text(encoding="utf-8"))
     assert written["versions"]["torch"] == torch.__version__
     assert written["machine"]["cores"] and written["goals"][0]["is_met"] is True
+
+
+def test_the_page_is_what_the_files_say(tmp_path: Path) -> None:
+    for file in FOLDER.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert write_page(tmp_path).read_text() == (FOLDER / "README.md").read_text(), "run python -m tests.bench.report"

@@ -69,7 +69,7 @@ def verdict(claim: Claim, rows: Mapping[str, Row]) -> tuple[str, str]:
     if claim.of in ("better", "as good", "worse"):
         return _of_quality(claim.of, one, other)
     cost, rival = getattr(one, claim.of), getattr(other, claim.of)
-    if not cost or not rival:
+    if not cost or not rival or (claim.of == "step_seconds" and min(one.passes, other.passes) < 2):
         return UNKNOWN, ""
     return (HELD if cost / rival <= claim.bound else NOT_HELD), f"{cost / rival:.2f} times"
 

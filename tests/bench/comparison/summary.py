@@ -54,6 +54,7 @@ class Row:
     bytes: int  # of the adapter's weights, as saved
     quality: dict[str, Spread] = field(default_factory=dict)
     step_seconds: float | None = None
+    passes: int = 0  # in which steps were timed
     peak_memory: int | None = None
     device: str = ""
 
@@ -98,7 +99,7 @@ def rows_of(results: Path, task: str) -> dict[str, Row]:
 
 
 def _row(name: str, done: Sequence[Run], costs: Sequence[Run], task: str) -> Row:
-    """A step's time is the shorter of two passes, since whoever is measured first pays for warming up; one is none."""
+    """A step's time is the shorter of the passes, since whoever is measured first pays for warming up."""
     runs = [run for run in counting(done) if "loss" in run]
     steps = [cost["step_seconds"] for cost in costs]
     return Row(
@@ -109,7 +110,8 @@ def _row(name: str, done: Sequence[Run], costs: Sequence[Run], task: str) -> Row
         parameters=round(statistics.fmean(run["parameters"] for run in runs)),
         bytes=round(statistics.fmean(run["bytes"] for run in runs)),
         quality={measure: Spread(tuple(run[measure] for run in runs)) for measure in QUALITIES[task]},
-        step_seconds=min(steps) if len(steps) > 1 else None,
+        step_seconds=min(steps, default=None),
+        passes=len(steps),
         peak_memory=max((cost["peak_memory_bytes"] for cost in costs), default=None),
         device=costs[0]["device"] if costs else "",
     )
