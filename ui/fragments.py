@@ -141,6 +141,7 @@ def _row(row: Row, headers: Sequence[str]) -> str:
         content = cell.html
         if place == 0 and row.item_id:
             pressed = "true" if row.selected else "false"
+            content = content.replace("_", "_<wbr>")  # file names break there, not within words
             content = (
                 f'<button type="button" class="row-name" data-id="{esc(row.item_id)}" aria-pressed="{pressed}">'
                 f"{content}</button>"

@@ -56,6 +56,11 @@ def duration_text(seconds: float | None, t: Translator) -> str:
     return t("time.days", d=whole // 86_400, h=whole % 86_400 // 3600)
 
 
+def day_text(timestamp: float) -> str:
+    """A local date."""
+    return time.strftime("%Y-%m-%d", time.localtime(timestamp))
+
+
 def moment_text(timestamp: float | None) -> str:
     """A local date and time, to the minute."""
     return NOTHING if timestamp is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(timestamp))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ui.i18n import LANGUAGES
 
 _LANGUAGE = "|".join(re.escape(code) for code in LANGUAGES)
+_TYPED = re.compile(rf"/({_LANGUAGE})")  # what a person types who leaves out the last stroke
 _USED = re.compile(
     rf"(/({_LANGUAGE}))?/("  # the page in each of its languages
     r"|config|theme\.css|favicon\.ico|robots\.txt|(assets|static|svelte)/.+"
@@ -34,6 +35,8 @@ class Surface:
         """Hand on what is used."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and _USED.fullmatch(scope["path"])):
             await self.app(scope, receive, send)
+        elif scope["type"] == "http" and _TYPED.fullmatch(scope["path"]):
+            await RedirectResponse(scope["path"] + "/")(scope, receive, send)
         elif scope["type"] == "http":
             await PlainTextResponse("There is nothing here.\n", status_code=404)(scope, receive, send)
         else:

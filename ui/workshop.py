@@ -37,7 +37,7 @@ class Workshop:
                 gr.Dropdown([], label=t("workshop.which"), elem_id="workshop-adapter", filterable=False)
             )
             self.picture = gr.HTML(elem_id="workshop-rank")
-            with gr.Row(elem_classes="buttons end"):
+            with gr.Row(elem_classes="buttons end", visible=False) as self.smaller:
                 self.keep = gr.Number(
                     value=None, precision=0, label=t("workshop.keep"), info=t("workshop.keep_info"),
                     elem_id="workshop-keep",
@@ -56,9 +56,14 @@ class Workshop:
                 self.weights = gr.Textbox(
                     label=t("workshop.weights"), placeholder="0.5, 0.5", elem_id="workshop-weights", max_length=200
                 )
+            with gr.Row(elem_classes="buttons end"):
                 self.way = gr.Radio(
                     [(t(f"workshop.{name}"), name) for name in METHODS], value=METHODS[0], label=t("workshop.way"),
                     elem_id="workshop-way",
+                )  # fmt: skip
+                self.rank = gr.Number(
+                    value=16, precision=0, minimum=1, label=t("workshop.svd_rank"), elem_id="workshop-svd-rank",
+                    visible=False,
                 )  # fmt: skip
                 self.combine = gr.Button(t("workshop.combine"), elem_id="workshop-combine")
         self.message = gr.HTML(elem_id="workshop-message")
@@ -76,7 +81,8 @@ class Workshop:
     def wire(self, listen: Listen, renewed: Callable[[], Updates], outputs: Sequence[Any]) -> None:
         """Connect the cards; `outputs` are what `renewed` fills."""
         safe = guarded(self.message, self.t, lambda: {self.picture: "", self.portable: ""})
-        shown = [self.picture, self.keep, self.portable, self.message]
+        shown = [self.picture, self.smaller, self.keep, self.portable, self.message]
+        listen(self.way.change, lambda way: gr.Number(visible=way == "svd"), [self.way], [self.rank])
         listen(self.chosen.change, safe(self._show), [self.chosen], shown)
         made = [self.message, *outputs]
         plain = guarded(self.message, self.t)
@@ -91,20 +97,23 @@ class Workshop:
 
         listen(self.shrink.click, plain(shrink), [self.chosen, self.keep], made, trigger_mode="once")
         listen(
-            self.combine.click, plain(add_up), [self.parts, self.weights, self.way, self.keep], made,
+            self.combine.click, plain(add_up), [self.parts, self.weights, self.way, self.rank], made,
             trigger_mode="once",
         )  # fmt: skip
 
     def _show(self, adapter_id: str | None) -> Updates:
         if not adapter_id:
-            return {self.picture: "", self.portable: ""}
+            return {self.picture: "", self.portable: "", self.smaller: gr.Row(visible=False)}
         adapter = self.studio.adapter(adapter_id)
         if adapter.unmergeable:
             said = callout("info", self.t.sentence(adapter.unmergeable), "", self.t)
-            return {self.picture: said, self.portable: ""}
+            return {self.picture: said, self.portable: "", self.smaller: gr.Row(visible=False)}
         view = self.studio.adapter_shelf.rank(adapter_id)
         link = download(self.t("workshop.portable"), "portable", adapter_id)
-        return {self.picture: rank_card(view, self.t), self.keep: view.rank_95, self.portable: link}
+        return {
+            self.picture: rank_card(view, self.t), self.keep: view.rank_95, self.portable: link,
+            self.smaller: gr.Row(visible=True),
+        }  # fmt: skip
 
     def _shrink(self, adapter_id: str | None, rank: float | None) -> str:
         if not adapter_id or not rank:

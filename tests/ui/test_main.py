@@ -90,6 +90,7 @@ def test_the_next_free_port_is_taken_and_every_loopback_name_answers(
         assert _get(f"http://{host}:{port}/").status_code == 200, host
     assert _get(opened.url, headers={"Host": f"evil.example:{port}"}).status_code == 403
     assert _get(f"{opened.url}files/model/unknown.zip").status_code == 404
+    assert _get(f"{opened.url}zh").headers["location"] == "/zh/"  # the last stroke left out
     figure("port taken: the next free one, said aloud; 127.0.0.1, localhost and [::1] answer, other names get 403")
 
 

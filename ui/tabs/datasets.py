@@ -14,7 +14,7 @@ from ui.dataset_form import DatasetForm, no_file
 from ui.fragments import DELEGATE, Cell, Row, bubbles, callout, empty, esc, heading, table
 from ui.handlers import QUIET, Updates, explain, guarded, guarded_stream
 from ui.page import Page, Tab, known_or_first, unchecked
-from ui.quantities import bytes_text, moment_text
+from ui.quantities import bytes_text, day_text
 from ui.token_cards import length_card, token_rows
 
 PAGE_ROWS = 10
@@ -192,7 +192,8 @@ class DatasetsTab(Tab):
         datasets = self.studio.datasets()
         known = [dataset.id for dataset in datasets]
         opened = dataset_id if dataset_id in known else known[0] if known else ""
-        models = [(model.name, model.id) for model in self.studio.models()]
+        bases_first = sorted(self.studio.models(), key=lambda model: model.kind != "base")
+        models = [(model.name, model.id) for model in bases_first]
         return {
             **self.view(opened, start),
             self.shows: WORDS,
@@ -254,7 +255,7 @@ class DatasetsTab(Tab):
                     format_name(dataset.format, self.t),
                     Cell.number(f"{dataset.rows:,}"),
                     Cell.number(bytes_text(dataset.size_bytes)),
-                    Cell.number(moment_text(dataset.created_at)),
+                    Cell.number(day_text(dataset.created_at)),
                 ),
                 dataset.id,
                 dataset.id == chosen,

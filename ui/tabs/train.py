@@ -208,7 +208,7 @@ class TrainTab(Tab):
         if values[METHOD] not in methods.names():
             values[METHOD] = self.fields[METHOD].default  # of a later version
         datasets, models = self._choices()
-        dataset = known_or_first(draft.get("dataset"), datasets)
+        dataset = known_or_first(draft.get("dataset") or self._last_trained(), datasets)
         model = known_or_first(draft.get("model"), models)
         wanted = draft.get("targets") if draft.get("model") == model else None
         group, ticked = self._targets_of(self._model(model), wanted)
@@ -226,6 +226,10 @@ class TrainTab(Tab):
             self.dataset: gr.Dropdown(datasets, value=known_or_first(dataset_id, datasets)),
             self.model: gr.Dropdown(models, value=known_or_first(model_id, models)),
         }
+
+    def _last_trained(self) -> str | None:
+        """The dataset of the newest training, which a user may want again rather than what was added since."""
+        return next((job.spec.get("dataset_id") for job in self.studio.jobs(limit=50) if job.kind == "train"), None)
 
     def _choices(self) -> tuple[list[Choice], list[Choice]]:
         models = sorted(self.studio.models(), key=lambda model: model.kind != "base")
