@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from inspect import signature
 from itertools import groupby
@@ -47,6 +47,7 @@ class _Current:
 
     layout: Layout | None = None
     calls: int = 0
+    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)  # what all layers use, made once
 
 
 _current = _Current()
@@ -72,11 +73,11 @@ def packed_attention(model: nn.Module, layout: Layout) -> Iterator[None]:
     before = [config._attn_implementation_internal for config in configs]
     for config in configs:
         config._attn_implementation_internal = NAME
-    outer, _current.layout = _current.layout, layout
+    outer, _current.layout, _current.masks = _current.layout, layout, {}
     try:
         yield
     finally:
-        _current.layout = outer
+        _current.layout, _current.masks = outer, {}
         for config, own in zip(configs, before, strict=True):
             config._attn_implementation_internal = own
 
@@ -199,15 +200,28 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, settings: _Settings) -> Tensor:
     length, seen = q.shape[2], k.shape[2]
     mask = None
     if seen > length or 0 < settings.window < length or settings.softcap:
-        mask = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril(seen - length)
-        if settings.window:
-            mask = mask.triu(seen - length - settings.window + 1)
+        mask = _mask(q, seen, settings)
     if settings.softcap and mask is not None:
         return _capped(q, k, v, mask, settings)
     is_grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, mask, settings.dropout, is_causal=mask is None, scale=settings.scaling, enable_gqa=is_grouped
     )
+
+
+def _mask(q: Tensor, seen: int, settings: _Settings) -> Tensor:
+    """What the t queries of q (B, H, t, D) see of `seen` positions, (t, seen): 0 or minus infinity, the kernels' form.
+
+    In booleans where scores are capped, which no kernel does.
+    """
+    length = q.shape[2]
+    key = (length, seen, settings.window, bool(settings.softcap), q.dtype, q.device)
+    if key not in _current.masks:
+        sees = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril(seen - length)
+        sees = sees.triu(seen - length - settings.window + 1) if settings.window else sees
+        added = torch.zeros(length, seen, dtype=q.dtype, device=q.device)
+        _current.masks[key] = sees if settings.softcap else added.masked_fill_(~sees, -torch.inf)
+    return _current.masks[key]
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: _Settings) -> Tensor:
