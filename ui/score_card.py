@@ -15,6 +15,7 @@ SHARES = (
     "accuracy", "macro_f1", "micro_f1", "preference_accuracy", "exact_match", "token_f1", "valid_json",
 )  # fmt: skip
 HUNDREDS = ("bleu", "chrf")  # from 0 to 100, drawn on the same scale
+DRAWN = (*SHARES, *HUNDREDS)  # the curves that the card needs
 OTHERS = ("perplexity", "preference_margin", "reward_chosen", "reward_rejected")
 MOST_LABELS = 20  # that a confusion matrix is drawn for
 SHOWN_ANSWERS = 8

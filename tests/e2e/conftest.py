@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,12 @@ def wait_for_server(workspace: Path, process: subprocess.Popen[bytes]) -> str:
     raise AssertionError((workspace.parent / "server.out").read_text(encoding="utf-8")[-3000:])
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory, starter_folder: Path) -> Iterator[RunningStudio]:
-    """A studio with the starter model and one dataset in its library."""
-    workspace = tmp_path_factory.mktemp("e2e") / "workspace"
-    process = serve_with_model(workspace, starter_folder)
+@contextmanager
+def serving(workspace: Path) -> Iterator[RunningStudio]:
+    """A studio on a free port above the usual one, so that one of the developer's own is left alone."""
+    workspace.mkdir(parents=True)
+    process = serve(workspace, 7960)
     running = RunningStudio(workspace, wait_for_server(workspace, process), process)
-    running.cli("models", "add", str(starter_folder), "--name", "SmolLM2-135M-Instruct")
-    running.cli("datasets", "add", str(REPOSITORY / "assets" / "datasets" / "sentiment.csv"))
     yield running
     running.process.send_signal(signal.SIGINT)
     try:
@@ -104,10 +103,13 @@ def studio(tmp_path_factory: pytest.TempPathFactory, starter_folder: Path) -> It
     )  # fmt: skip
 
 
-def serve_with_model(workspace: Path, starter_folder: Path) -> subprocess.Popen[bytes]:
-    """Start on a free port above the usual one, so that a studio of the developer's own is left alone."""
-    workspace.mkdir(parents=True)
-    return serve(workspace, 7960)
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, starter_folder: Path) -> Iterator[RunningStudio]:
+    """A studio with the starter model and one dataset in its library."""
+    with serving(tmp_path_factory.mktemp("e2e") / "workspace") as running:
+        running.cli("models", "add", str(starter_folder), "--name", "SmolLM2-135M-Instruct")
+        running.cli("datasets", "add", str(REPOSITORY / "assets" / "datasets" / "sentiment.csv"))
+        yield running
 
 
 @pytest.fixture(scope="session")

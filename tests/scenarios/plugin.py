@@ -1,4 +1,7 @@
-"""The `scenario` marker, the `figure` fixture, and what becomes of the figures at the end of a run."""
+"""The `scenario` marker, the `figure` fixture, and what becomes of the figures at the end of a run.
+
+A figure travels with the report of its test, so that runs on several processes (pytest-xdist) keep theirs too.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import pytest
 from tests.scenarios import Figures, keep_figures
 
 Say = Callable[..., None]
+SCENARIO = "scenario"
 _said = pytest.StashKey[list[tuple[str, tuple[int, ...]]]]()
-_measured = pytest.StashKey[Figures]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,9 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Make the marker known, and gather what the tests say."""
     config.addinivalue_line("markers", "scenario(*numbers): shows these scenarios of tests/scenarios/list.yaml")
-    config.stash[_measured] = {}
+    config.pluginmanager.register(_Gathered(config), "scenario-figures")
 
 
 @pytest.fixture
@@ -41,24 +44,35 @@ def figure(request: pytest.FixtureRequest) -> Say:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Take the figures of a test that passed."""
+    """Hand the figures of a test that passed to its report, each with its scenario."""
     report = yield
-    said = item.stash.get(_said, [])
-    if report.when == "call" and report.passed and said:
-        for mark in item.iter_markers("scenario"):
-            for number in mark.args:
-                texts = [text for text, numbers in said if not numbers or number in numbers]
-                item.config.stash[_measured].setdefault(number, {})[item.nodeid] = texts
+    if report.when == "call" and report.passed:
+        numbers = [number for mark in item.iter_markers("scenario") for number in mark.args]
+        for text, only in item.stash.get(_said, []):
+            report.user_properties += [(SCENARIO, [number, text]) for number in numbers if not only or number in only]
     return report
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print every figure, and keep them where that was asked for."""
-    measured = config.stash[_measured]
-    if measured:
-        terminalreporter.section("scenarios")
-    for number, tests in sorted(measured.items()):
-        for text in (text for texts in tests.values() for text in texts):
-            terminalreporter.write_line(f"{number:>3}  {text}")
-    if config.getoption("--figures"):
-        keep_figures(measured)
+class _Gathered:
+    """The figures of a whole run, from whichever process they come."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.figures: Figures = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the figures that a report carries."""
+        for name, value in report.user_properties:
+            if name == SCENARIO and isinstance(value, list):
+                number, text = value
+                self.figures.setdefault(number, {}).setdefault(report.nodeid, []).append(text)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print every figure, and keep them where that was asked for; the processes of xdist have no terminal."""
+        if self.figures:
+            terminalreporter.section("scenarios")
+        for number, tests in sorted(self.figures.items()):
+            for text in (text for texts in tests.values() for text in texts):
+                terminalreporter.write_line(f"{number:>3}  {text}")
+        if self.config.getoption("--figures"):
+            keep_figures(self.figures)

@@ -9,7 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, MetaData, Table, text
 
 from core.errors import DiskFullError
 from studio import migrations
@@ -42,10 +42,15 @@ def test_the_migrations_make_the_tables(workspace: Workspace) -> None:
         assert runner.current_revision(connection) == runner.REVISION
 
 
-def test_the_revision_in_the_code_is_the_newest_file() -> None:
+def history() -> ScriptDirectory:
+    """Every revision there has been, from the files."""
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    assert ScriptDirectory.from_config(config).get_current_head() == runner.REVISION
+    return ScriptDirectory.from_config(config)
+
+
+def test_the_revision_in_the_code_is_the_newest_file() -> None:
+    assert history().get_current_head() == runner.REVISION
 
 
 def test_an_up_to_date_database_opens_without_alembic_and_without_a_backup(workspace: Workspace) -> None:
@@ -92,6 +97,65 @@ def test_a_backup_is_made_before_a_migration(
     assert "extra" not in {row[1] for row in copy.execute("PRAGMA table_info(jobs)")}
     assert "extra" in {row[1] for row in sqlite3.connect(workspace.database).execute("PRAGMA table_info(jobs)")}
     figure("a migration: a private backup before it, every row kept")
+
+
+@pytest.mark.scenario(25)
+def test_databases_of_every_revision_come_to_this_one(tmp_path: Path, figure: Say) -> None:
+    """Each made by the migrations as they were then, with rows in every table; nothing of a row changes."""
+    older = [script.revision for script in history().walk_revisions() if script.revision != runner.REVISION]
+    filled = 0
+    for revision in older:
+        workspace = Workspace.open(tmp_path / revision)
+        before = database_at(revision, workspace.database, rows=20)
+        Database.open(workspace).close()
+        (backup,) = workspace.backups.iterdir()
+        assert contents(backup) == before, "the copy is the database as it was"
+        after = contents(workspace.database)
+        for table, rows in before.items():
+            assert [row | rows[place] for place, row in enumerate(after[table])] == after[table], (revision, table)
+            filled += len(rows)
+        reopened = Database.open(workspace)
+        assert {job.state for job in JobStore(reopened).list()} == {"succeeded"}
+        reopened.close()
+    assert filled >= 100 * len(older) > 0
+    figure(
+        f"databases of every earlier revision ({len(older)}; no version has been released yet): all {filled} "
+        "rows kept, the backup equal to what was there"
+    )
+
+
+def database_at(revision: str, path: Path, rows: int) -> dict[str, list[dict[str, object]]]:
+    """Make a database as the studio did at `revision`, fill every table, and return what it holds."""
+    database = Database(path)
+    with database.engine.begin() as connection:
+        runner._upgrade(connection, revision)
+        connection.execute(text("PRAGMA defer_foreign_keys = ON"))
+        tables = MetaData()
+        tables.reflect(connection)
+        for table in tables.sorted_tables:
+            if table.name != "alembic_version":
+                connection.execute(table.insert(), [a_row(table, place) for place in range(rows)])
+    database.close()
+    return contents(path)
+
+
+def a_row(table: Table, place: int) -> dict[str, object]:
+    """A value in every column: the state of a job that is over, references to the row of the same place."""
+    texts = {"state": "succeeded", "desired": "run", "kind": "train"}
+    made: dict[type, object] = {str: f"row {place}", int: place, float: place / 7, bool: True, object: [place]}
+    return {column.name: texts.get(column.name, made[column.type.python_type]) for column in table.columns}
+
+
+def contents(path: Path) -> dict[str, list[dict[str, object]]]:
+    """Every row of every table but alembic's own."""
+    with sqlite3.connect(path) as connection:
+        connection.row_factory = sqlite3.Row
+        names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            name: [dict(row) for row in connection.execute(f'SELECT * FROM "{name}" ORDER BY 1, 2')]
+            for name in names
+            if name != "alembic_version"
+        }
 
 
 def test_a_failing_migration_changes_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

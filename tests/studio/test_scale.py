@@ -37,7 +37,7 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
 def history(studio: Studio, jobs: int, steps: int, longest: int) -> str:
     """Finished trainings of `steps` steps each, and a last one of `longest`; returns the id of that one."""
     about = {"kind": "train", "spec": SPEC, "state": "succeeded"}
-    rows = [JobRow(id=f"run-{number:06d}", name=f"run {number}", **about) for number in range(jobs)]  # ids in order
+    rows = [JobRow(id=f"{number:014d}", name=f"run {number}", **about) for number in range(jobs)]  # ids in order
     with studio._database.writing() as session:
         session.add_all(rows)
         session.flush()

@@ -103,6 +103,7 @@ def test_a_job_that_dies_before_it_saves_fails_and_the_next_one_runs(tmp_path: P
         after = live.selftest(steps=1, seconds_per_step=0)
         for attempt in (1, 2, 3):
             live.until(lambda attempt=attempt: live.job(poison).attempt == attempt and live.job(poison).pid)
+            live.until(lambda: live.job(poison).message == "Counting")  # it is in its log, too
             live.worker(poison).kill()
             live.until(lambda: live.job(poison).pid is None)
         failed = live.until_state(poison, "failed")

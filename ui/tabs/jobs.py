@@ -26,7 +26,7 @@ from ui.job_card import (
 from ui.page import Page, Tab
 from ui.plots import loss_plot
 from ui.queue_bar import DOWN, FEWER, MORE, PAUSE, QUEUE, UP, queue_bar
-from ui.score_card import score_card
+from ui.score_card import DRAWN, score_card
 
 # What may be asked of a job in each state; the service checks it again.
 ACTIONS = {
@@ -144,9 +144,9 @@ class JobsTab(Tab):
         return loss_plot(curves, self.t, log_y=log_scale, best_step=job.best_step, total_steps=job.total_steps)
 
     def _scores(self, job: JobView) -> str:
-        return (
-            score_card(self.studio.scores(job.id), self.studio.metrics(job.id), self.t) if job.kind == "train" else ""
-        )
+        if job.kind != "train":
+            return ""
+        return score_card(self.studio.scores(job.id), self.studio.metrics(job.id, names=DRAWN), self.t)
 
     def _yaml(self, job: JobView) -> str:
         try:
