@@ -18,6 +18,7 @@ NEAR_DUPLICATE = 0.6
 PRODUCTS = {"router", "phone", "laptop", "headphones", "smartwatch", "television", "printer", "tablet"}
 URGENCIES = {"low", "medium", "high"}
 LANGUAGES = {"en", "fr", "de", "es", "it"}
+REVIEW_FILES = ["sentiment.csv", "sentiment_wry.csv"]
 TICKET_FILES = ["support_tickets.jsonl", "support_tickets_heldout.jsonl"]
 
 
@@ -135,6 +136,7 @@ SAMPLES = {
     "support_tickets.jsonl": Sample(load_conversations, 300),
     "support_tickets_heldout.jsonl": Sample(load_conversations, 60, most=60),
     "sentiment.csv": Sample(load_sentiment, 400),
+    "sentiment_wry.csv": Sample(load_sentiment, 400),
     "dialogues_zh.jsonl": Sample(load_conversations, 150, characters=True),
     "translation_en_fr.tsv": Sample(load_translation, 200),
     "qa.json": Sample(load_questions, 150),
@@ -196,7 +198,7 @@ def test_no_exact_duplicates(name: str) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [TICKET_FILES, *([name] for name in SAMPLES if name not in TICKET_FILES)],
+    [TICKET_FILES, REVIEW_FILES, *([name] for name in SAMPLES if name not in (*TICKET_FILES, *REVIEW_FILES))],
     ids="+".join,
 )
 def test_no_near_duplicates(names: list[str]) -> None:

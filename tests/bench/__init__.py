@@ -7,6 +7,7 @@
     python -m tests.bench.startup     # imports, and process start to the first optimizer step
     python -m tests.bench.gradients   # exactness of every method, and runs that repeat bit for bit
     python -m tests.bench.data        # JSONL to packed batches against TRL
+    python -m tests.bench.tasks       # what every task learns, through the studio's jobs
     python -m tests.bench.comparison  # the methods against each other, by quality
     python -m tests.bench.report      # assets/bench/README.md, from the files that the others write
 

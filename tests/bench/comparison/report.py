@@ -16,9 +16,10 @@ TITLES = {"tickets": "Support tickets, SmolLM2-135M-Instruct", "sentiment": "Sen
 ABOUT = {
     "tickets": "A customer's message in, a JSON ticket out: 320 rows to train on, of which a tenth is for validation; "
     "60 others to test on, answered greedily. 100 steps of 8 rows.",
-    "sentiment": "A review in, good or bad out, with a new head that trains beside every method: 270 rows to train on, "
-    "of which a tenth is for validation; 150 others to test on. 120 steps of 8 rows. 27 rows are few to pick a "
-    "rate by: a method whose accuracy is near a half was given a rate at which it learns nothing.",
+    "sentiment": "A wry review in (`sentiment_wry.csv`), good or bad out, with a new head that trains beside every "
+    "method: 270 rows to train on, of which a tenth is for validation; 150 others to test on. 120 steps of 8 rows. "
+    "27 rows are few to pick a rate by: a method whose accuracy is near a half was given a rate at which it learns "
+    "nothing.",
 }
 SHARES = {
     "loss": "loss",

@@ -66,7 +66,7 @@ class Tickets:
 
 
 class Sentiment:
-    """A review in, good or bad out: MiniLM-L6 with a new head, 270 rows to train on, 150 to test on."""
+    """A wry review in, good or bad out: MiniLM-L6 with a new head, 270 rows to train on, 150 to test on."""
 
     name = "sentiment"
     steps, batch_size = 120, 8
@@ -75,7 +75,7 @@ class Sentiment:
 
     def __init__(self, folder: Path | None, device: str | None) -> None:
         self.folder, self.device = folder or minilm(), device
-        rows = load_dataset(DATASETS / "sentiment.csv").records
+        rows = load_dataset(DATASETS / "sentiment_wry.csv").records
         self.classes = Classification.of_records(rows)
         self.records, self.test = rows[: -self.test_rows], rows[-self.test_rows :]
 

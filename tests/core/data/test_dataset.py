@@ -15,6 +15,7 @@ SAMPLES = {
     "support_tickets.jsonl": ("messages", 300),
     "support_tickets_heldout.jsonl": ("messages", 60),
     "sentiment.csv": ("text_label", 400),
+    "sentiment_wry.csv": ("text_label", 400),
     "dialogues_zh.jsonl": ("messages", 150),
     "translation_en_fr.tsv": ("source_target", 200),
     "qa.json": ("question_answer", 150),
