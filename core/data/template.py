@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from core.data.prompt_tokens import prompt_tokens
 from core.data.records import Message, Record
 from core.data.rendering import beginning, encode, encode_with_offsets, end_id, plain_parts, render
 from core.data.turn_ends import TurnEnds
@@ -165,11 +166,12 @@ def _templated(
         return
     chats = _rendered(records, tokenizer, ends)
     encoded = encode_with_offsets([chat.text for chat in chats], tokenizer)
-    prefixes = iter(encode([chat.text[:start] for chat in chats for start, _ in chat.spans], tokenizer))
-    for record, chat, (ids, starts) in zip(records, chats, encoded, strict=True):
-        befores = [next(prefixes) for _ in chat.spans]
-        if all(ids[: len(before)] == before for before in befores):
-            yield ids, _mask(starts, [(len(before), end) for before, (_, end) in zip(befores, chat.spans, strict=True)])
+    texts, places = [chat.text for chat in chats], [[start for start, _ in chat.spans] for chat in chats]
+    prompts = prompt_tokens(texts, encoded, places, tokenizer)
+    for record, chat, (ids, starts), firsts in zip(records, chats, encoded, prompts, strict=True):
+        answers = [(first, end) for first, (_, end) in zip(firsts, chat.spans, strict=True) if first is not None]
+        if len(answers) == len(chat.spans):
+            yield ids, _mask(starts, answers)
         elif any(char.isspace() for start, _ in chat.spans for char in chat.text[max(start - 1, 0) : start + 1]):
             yield _in_parts(chat, tokenizer)
         else:

@@ -64,6 +64,11 @@ class Partial(Method):
         shapes, tied = _file_tensors(info)
         return sum(math.prod(shapes[name]) for name in with_saved(chosen_part(shapes, tied, config), shapes, config))
 
+    @classmethod
+    def describe(cls, info: ModelInfo, config: AdapterConfig) -> str:
+        """How many numbers train, or that a head does which the model does not have yet."""
+        return super().describe(info, config) if cls.trainable_parameters(info, config) else "A new head trains."
+
 
 def chosen_part(shapes: Shapes, tied: Collection[str], config: AdapterConfig) -> list[str]:
     """The tensors that train, by name; `tied` are those that are one with others. ConfigError when there are none."""
@@ -83,9 +88,16 @@ def with_saved(chosen: Collection[str], shapes: Shapes, config: AdapterConfig) -
 
 
 def _file_tensors(info: ModelInfo) -> tuple[Shapes, frozenset[str]]:
-    """The model's tensors from its files, and the head, which is not in them when it is tied to the embedding."""
+    """The model's tensors from its files, and the head, which is not in them when it is tied to the embedding.
+
+    Nor is it when an encoder becomes a classifier: that head is new, and counts nothing while its labels are not known.
+    """
     shapes = dict(info.tensors)
-    outputs = {name for name in head(shapes) if shapes[name] == (info.vocab_size, info.hidden_size)}
-    if outputs or not info.architecture.endswith(LANGUAGE_MODELS):
+    found = head(shapes)
+    outputs = {name for name in found if shapes[name] == (info.vocab_size, info.hidden_size)}
+    is_language_model = info.architecture.endswith(LANGUAGE_MODELS)
+    if not is_language_model and not found:
+        return {**shapes, "classifier.weight": (0, info.hidden_size)}, frozenset()
+    if outputs or not is_language_model:
         return shapes, frozenset(outputs if info.tied_embeddings else ())
     return {**shapes, "lm_head.weight": (info.vocab_size, info.hidden_size)}, frozenset({"lm_head.weight"})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, to_dict
 from studio.score_sheet import read_scores
@@ -82,6 +83,17 @@ def test_a_classifier_trains_is_measured_and_merges(live: LiveStudio, classifier
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
     found = model(**tokenizer(LABELLED[0]["text"], return_tensors="pt")).logits.argmax().item()
     assert model.config.id2label[found] == "good"
+
+
+def test_only_the_new_head_of_an_encoder_may_train(live: LiveStudio, tmp_path: Path) -> None:
+    head = AdapterConfig(method="partial", method_options={"part": "head"})
+    config = dataclasses.replace(CONFIG, adapter=head, optim=OptimConfig(learning_rate=5e-2))
+    job = trained(live, encoder(tmp_path / "bert"), LABELLED, config)
+    folder = toy.library(live).adapter_folder(toy.library(live).adapter(job.result["adapter_id"]))
+    saved = [name for file in folder.glob("*.safetensors") for name in load_file(file)]
+    assert saved and all("classifier" in name for name in saved)
+    losses = [loss for _, loss in live.store.metrics(job.id)["loss"]]
+    assert sum(losses[-10:]) < sum(losses[:10])
 
 
 def test_a_text_may_have_several_labels(live: LiveStudio, tmp_path: Path) -> None:

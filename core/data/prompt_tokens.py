@@ -1,0 +1,50 @@
+"""Where the answers of a tokenised conversation begin, checked against the tokens of the prompts before them.
+
+Special tokens split a text before anything else happens to it, and what stands between two of them is tokenised by
+itself. So of a prompt only what follows its last special token has to be tokenised again: mostly the same few words.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from core.data.rendering import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Encoded = tuple[Sequence[int], Sequence[int]]  # token ids, and the character at which each starts
+
+
+def prompt_tokens(
+    texts: Sequence[str],
+    encoded: Sequence[Encoded],
+    places: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[list[int | None]]:
+    """How many tokens stand before each of the `places` (characters) of each text.
+
+    None where the text up to there, tokenised by itself, is not the beginning of the whole text's tokens.
+    """
+    special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special and not token.normalized}
+    tails = [
+        [_tail(text, *one, place, special) for place in ats]
+        for text, one, ats in zip(texts, encoded, places, strict=True)
+    ]
+    different = list(dict.fromkeys(tail for row in tails for _, tail in row))
+    tokens = dict(zip(different, encode(different, tokenizer), strict=True))
+    for (ids, _), row in zip(encoded, tails, strict=True):
+        ends = [(first, first + len(tokens[tail]), tokens[tail]) for first, tail in row]
+        yield [end if list(ids[first:end]) == own else None for first, end, own in ends]
+
+
+def _tail(
+    text: str, ids: Sequence[int], starts: Sequence[int], place: int, special: Collection[int]
+) -> tuple[int, str]:
+    """The last special token that starts before a place, or else the first token, and the text from there on."""
+    last = bisect_left(starts, place) - 1
+    while last > 0 and ids[last] not in special:
+        last -= 1
+    return (last, text[starts[last] : place]) if last > 0 else (0, text[:place])
