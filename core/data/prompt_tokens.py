@@ -7,7 +7,7 @@ itself. So of a prompt only what follows its last special token has to be tokeni
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from core.data.rendering import encode
@@ -28,7 +28,8 @@ def prompt_tokens(
 
     None where the text up to there, tokenised by itself, is not the beginning of the whole text's tokens.
     """
-    special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special and not token.normalized}
+    known = tokenizer.added_tokens_decoder.items()
+    special = {number: token.content for number, token in known if token.special and not token.normalized}
     tails = [
         [_tail(text, *one, place, special) for place in ats]
         for text, one, ats in zip(texts, encoded, places, strict=True)
@@ -41,10 +42,13 @@ def prompt_tokens(
 
 
 def _tail(
-    text: str, ids: Sequence[int], starts: Sequence[int], place: int, special: Collection[int]
+    text: str, ids: Sequence[int], starts: Sequence[int], place: int, special: Mapping[int, str]
 ) -> tuple[int, str]:
-    """The last special token that starts before a place, or else the first token, and the text from there on."""
-    last = bisect_left(starts, place) - 1
-    while last > 0 and ids[last] not in special:
-        last -= 1
-    return (last, text[starts[last] : place]) if last > 0 else (0, text[:place])
+    """The last special token that starts before a place, or else the first token, and the text from there on.
+
+    The text is looked at as well, for a byte that is written with the token <0x41> may be one of the special ones.
+    """
+    for token in range(bisect_left(starts, place) - 1, 0, -1):
+        if ids[token] in special and text.startswith(special[ids[token]], starts[token]):
+            return token, text[starts[token] : place]
+    return 0, text[:place]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from core.data.prompt_tokens import prompt_tokens
 from core.data.records import Message, Record, ToolCall
-from core.data.rendering import encode_prompt
+from core.data.rendering import encode, encode_prompt, encode_with_offsets, render
 from core.data.template import TokenizedExample, tokenize, tokenize_all
 from core.errors import DatasetError, ModelError
 
@@ -257,6 +258,18 @@ def test_generation_is_asked_with_the_tokens_of_training(
     prompt = encode_prompt(chat.messages[:-1], tokenizer)
     assert list(example.input_ids[: len(prompt)]) == prompt
     assert example.loss_mask[len(prompt)] and not example.loss_mask[len(prompt) - 1]
+
+
+def test_prompts_are_checked_as_if_tokenised_whole(family: tuple[Family, PreTrainedTokenizerBase]) -> None:
+    chosen, tokenizer = family
+    turns = [turn for turn in record(CHATS["multi"]).messages if chosen.system or turn.role != S]
+    text = render([turns], tokenizer, False)[0]
+    whole = encode_with_offsets([text], tokenizer)
+    places = range(1, len(text))
+    prefixes = encode([text[:place] for place in places], tokenizer)
+    expected = [len(prefix) if whole[0][0][: len(prefix)] == prefix else None for prefix in prefixes]
+    assert None in expected and any(expected)
+    assert list(prompt_tokens([text], whole, [places], tokenizer)) == [expected]
 
 
 def test_qwen3_drops_the_thinking_of_earlier_turns(make_tokenizer: Any) -> None:

@@ -1,0 +1,178 @@
+"""JSON lines of chats to packed batches, against TRL's dataset preparation.
+
+    python -m tests.bench.data [--chats 100000] [--rounds 2]      TRL: pip install --no-deps trl
+
+Both sides read one file, render the same ChatML template with the tokenizer of the starter model, find the trained
+tokens of the answers and pack. TRL gets two processes. Our reading checks every row as well (duplicates, languages,
+secrets), which the studio does once, when a dataset is added; so a run's own share, from the stored rows on, is
+shown beside the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench.merge import STARTER
+from tests.bench.record import FOLDER, Goal, Result, median, ratio
+from tests.bench.sides import Answer, Side, serve, take_turns
+
+PACKED = 2048  # positions of a packed row
+PROCESSES = 2
+CHATML = """{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{- '<|im_start|>assistant\\n' -}}{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}
+{{- '\\n' -}}
+{%- else -%}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
+
+
+def write_chats(path: Path, count: int) -> None:
+    """Chats of one to three turns a side, out of the sentences of Python's documentation."""
+    from tests.bench.tasks.pretrain import english
+
+    sentences, draw = english(), random.Random(0)
+
+    def words(most: int) -> str:
+        return " ".join(draw.choice(sentences) for _ in range(draw.randint(1, most)))
+
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            turns = [{"role": "system", "content": "You are a helpful assistant."}]
+            for _ in range(draw.choice((1, 1, 2, 3))):
+                turns += [{"role": "user", "content": words(3)}, {"role": "assistant", "content": words(4)}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+
+
+def main(argv: list[str] | None = None) -> Result:
+    """Let both sides prepare the same file in turn, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.data")
+    parser.add_argument("--chats", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    arguments = parser.parse_args(argv)
+    result = Result("data", "JSON lines to packed batches")
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "chats.jsonl"
+        write_chats(file, arguments.chats)
+        sides = [Side("tests.bench.data", name, side=name, file=str(file)) for name in ("ours", "trl")]
+        ready = [side for side in sides if side.wait()]
+        found = take_turns(ready, arguments.rounds, lambda side: side.ask(7200))
+        for side in sides:
+            side.end()
+            result.rows.append(_row(side, found.get(side.label, []), arguments.chats))
+    ours, trl = result.rows
+    result.goals = [
+        Goal("6: a run's own share, chats per second against TRL", 3.0, _times(ours, trl, "chats_per_s")),
+        Goal("6: with all checks of the rows", 3.0, _times(ours, trl, "chats_per_s_with_checks")),
+        Goal("6: trained tokens in those of TRL", 1.0, _times(ours, trl, "trained_tokens")),
+    ]
+    result.publish(arguments.out)
+    return result
+
+
+def _times(ours: dict[str, Any], trl: dict[str, Any], key: str) -> float | None:
+    return ratio(ours.get(key), trl.get(key, trl.get("chats_per_s")))
+
+
+def _row(side: Side, answers: list[Answer], chats: int) -> dict[str, Any]:
+    if not answers:
+        return {"side": side.label, "problem": side.error}
+    typical = {key: median([answer[key] for answer in answers]) for key in answers[0]}
+    seconds, checks = typical.pop("seconds"), typical.pop("checks_seconds", None)
+    row = {"side": side.label, "chats": chats, "chats_per_s": chats / seconds}
+    return row | ({} if checks is None else {"chats_per_s_with_checks": chats / (seconds + checks)}) | typical
+
+
+def _tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(STARTER)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def _ours(file: Path) -> Callable[[], Answer]:
+    from core.data.dataset import load_dataset
+    from core.data.packing import divide, pack
+    from core.data.record_file import RecordFile, RecordWriter
+    from core.data.template import tokenize_all
+
+    tokenizer = _tokenizer()
+
+    def prepare() -> Answer:
+        start = time.perf_counter()
+        stored = file.with_name("records.jsonl")
+        with RecordWriter(stored) as writer:
+            for record in load_dataset(file).records:
+                writer.add(record)
+        checked = time.perf_counter()
+        examples = tokenize_all(list(RecordFile(stored)), tokenizer)
+        lengths = [len(example.input_ids) for example in examples]
+        rows = 0
+        for first in range(0, len(examples), 512):
+            for chosen in divide(range(first, min(first + 512, len(examples))), lengths, PACKED):
+                pack([examples[row] for row in chosen], 0)
+                rows += 1
+        seconds = time.perf_counter() - checked
+        trained = sum(example.n_trained for example in examples)
+        return {"seconds": seconds, "checks_seconds": checked - start, "packed_rows": rows, "trained_tokens": trained,
+                "peak_gib": _peak_gib()}  # fmt: skip
+
+    return prepare
+
+
+def _trl(file: Path) -> Callable[[], Answer]:
+    import datasets
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    datasets.disable_caching()
+    tokenizer = _tokenizer()
+    width = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, **width))
+
+    def prepare() -> Answer:
+        with tempfile.TemporaryDirectory() as out:
+            start = time.perf_counter()
+            rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=out)
+            config = SFTConfig(
+                output_dir=out, use_cpu=True, packing=True, max_length=PACKED, assistant_only_loss=True,
+                dataset_num_proc=PROCESSES, report_to=[],
+            )  # fmt: skip
+            made = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer).train_dataset
+            seconds = time.perf_counter() - start
+            trained = sum(label != -100 for row in made for label in row["labels"])
+            return {"seconds": seconds, "packed_rows": len(made), "trained_tokens": trained, "peak_gib": _peak_gib()}
+
+    return prepare
+
+
+def _peak_gib() -> float:
+    """Of this process and the largest of its children."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) / 2**20
+
+
+def _side(side: str, file: str) -> Callable[[], Answer]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if side == "ours" else "false"  # TRL has processes instead
+    return (_ours if side == "ours" else _trl)(Path(file))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1].startswith("{"):
+        serve(lambda settings: _side(**settings))
+    else:
+        main()
