@@ -39,15 +39,16 @@ def make_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def save_model(folder: Path) -> Path:
-    """A Llama of two layers, 32 wide, with a byte-level tokenizer and the ChatML template."""
+def save_model(folder: Path, **size: int) -> Path:
+    """A Llama of two layers, 32 wide unless `size` says otherwise, with a byte-level tokenizer and ChatML's template."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(folder)
     torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, **size}
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        **size, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=len(tokenizer), max_position_embeddings=128, tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
     )  # fmt: skip
