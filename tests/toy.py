@@ -40,7 +40,7 @@ def make_tokenizer(folder: Path) -> Any:
 
 
 def save_model(folder: Path, **size: int) -> Path:
-    """A Llama of two layers, 32 wide unless `size` says otherwise, with a byte-level tokenizer and ChatML's template."""
+    """A Llama of two layers, 32 wide unless `size` says so, with a byte-level tokenizer and the ChatML template."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -32,7 +32,8 @@ TAB_IDS = ("home", "datasets", "train", "jobs", "compare", "models", "system")
 _BROWSER_SECRET = "lora-studio"
 BUSY_S, IDLE_S = 2, 6
 # `?tab=` opens a tab once; a later reload shows the tab that is open then.
-_FORGET_TAB = """() => {
+_LOADED = """() => {
+  window.loraStudioOpened = true;
   const here = new URL(location.href);
   here.searchParams.delete('tab');
   history.replaceState(history.state, '', here);
@@ -186,22 +187,25 @@ class Page:
     def load(self, demo: gr.Blocks) -> None:
         """Rebuild everything when the page opens: the tab from the address or the last visit, then its contents."""
 
-        def first_tab(last: str, request: gr.Request) -> Updates:
+        def opened(request: gr.Request, last: str, job_id: str, seen: dict[str, str], *extra: Any) -> Any:
             asked = str(request.query_params.get("tab", "")) if request else ""
             chosen = asked if asked in TAB_IDS else last if last in TAB_IDS else "home"
-            return self.go(chosen)
+            moves = self.go(chosen) if chosen != "home" else {}  # it is open; who is quick may have left it by now
+            return {**moves, **_as_updates(self._tick(chosen, job_id, seen, *extra))}
 
-        opened = demo.load(first_tab, [self.tab], self.go_outputs, **QUIET)
-        opened.then(None, js=_FORGET_TAB, **QUIET)
-        opened.then(self._tick, self._inputs, self._outputs, **QUIET)
+        # One answer for all of it: what runs is in sight before the forms of the other tabs are filled.
+        first = demo.load(opened, self._inputs, [*self.go_outputs, *self._outputs], **QUIET)
+        first.then(None, js=_LOADED, **QUIET)
 
     def when_selected(self, tab_id: str, tab: gr.Tab) -> None:
         """Remember the tab and show it fresh the moment it is opened."""
 
-        def opened(_last: str, job_id: str, seen: dict[str, str], *extra: Any) -> Any:
-            return {self.tab: tab_id, **_as_updates(self._tick(tab_id, job_id, seen, *extra))}
+        def opened(chosen: str, job_id: str, seen: dict[str, str], *extra: Any) -> Any:
+            return {self.tab: chosen, **_as_updates(self._tick(chosen, job_id, seen, *extra))}
 
-        tab.select(opened, self._inputs, [self.tab, *self._outputs], **QUIET)
+        # A page that is still loading selects its first tab by itself, and a reload must not find that one remembered.
+        script = f"(last, ...others) => [window.loraStudioOpened ? '{tab_id}' : last, ...others]"
+        tab.select(opened, self._inputs, [self.tab, *self._outputs], js=script, **QUIET)
 
 
 def _as_updates(answer: Any) -> Updates:

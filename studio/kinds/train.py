@@ -110,6 +110,7 @@ def _train(context: JobContext, trainer: Trainer, folder: Path, held_out: HeldOu
     if first and context.request() == STOP:
         return  # stopped while it waited: the checkpoint is what there is
     for metrics in trainer.steps():
+        context.can_finish = True  # from now on a stop has something to keep, also while answers are scored
         pace = (time.monotonic() - started) / (metrics.step - first)  # of this attempt alone, measuring and saving too
         context.record(metrics.step, _curves(metrics), **_columns(metrics, trainer, pace))
         if metrics.eval_loss is not None:

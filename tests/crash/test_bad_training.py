@@ -68,6 +68,28 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints(
     figure("a weight becomes infinite in step 6: stopped there, that step is not saved, two good checkpoints stay")
 
 
+def test_a_run_that_is_stopped_in_its_first_attempt_keeps_its_adapter(
+    live: LiveStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop is still asked for while the adapter's answers are scored, and must not end the job without it."""
+    update = Trainer._update
+
+    def stopping(self: Trainer, rate: float, grad_norm: torch.Tensor) -> None:
+        update(self, rate, grad_norm)
+        if self.step == 5:
+            live.store.stop(live.store.list(["running"])[0].id)
+
+    monkeypatch.setattr(Trainer, "_update", stopping)
+    config = TrainConfig(
+        max_steps=50, epochs=100, batch_size=8, eval_every=5, dtype="float32", data=DataConfig(validation_share=0.2)
+    )
+    job = trained(live, toy.save_model(tmp_path / "model"), config)
+    assert (job.state, job.step, job.error_what) == ("succeeded", 6, "")
+    row = toy.library(live).adapter(job.result["adapter_id"])
+    assert (toy.library(live).adapter_folder(row) / "adapter_config.json").exists()
+    assert set(job.result["scores"]) == {"before", "after"}
+
+
 @pytest.mark.scenario(19)
 def test_a_worker_without_memory_says_so(figure: Say) -> None:
     """An address space of 4 GB more than it has; the next 8 GB are refused by the system, in torch and in Python."""
