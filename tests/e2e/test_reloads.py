@@ -1,0 +1,82 @@
+"""Reloads, a second tab and an impatient click while a real job trains: the page is back at once, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import pytest
+
+from studio.db import Database
+from studio.jobs import JobStore
+from studio.workspace import Workspace
+from tests import toy
+from tests.e2e.conftest import RunningStudio, serving
+from tests.e2e.test_main_job import fill, open_page, open_tab, train_jobs
+from tests.scenarios.plugin import Say
+
+# True once the page shows the job, no older than it was before, with its curve: milliseconds since the page was asked
+# for, by the browser's own clock.
+IS_BACK = """([id, step]) => {
+  const card = document.querySelector('#job-progress');
+  const shown = parseInt(card?.querySelector('dd')?.innerText.replaceAll(',', ''));
+  const drawn = document.querySelector('#job-curve path.plot-train');
+  return card?.innerText.includes(id) && shown >= step && drawn ? performance.now() : 0;
+}"""
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    """A studio with a toy model, whose steps take milliseconds."""
+    folder = tmp_path_factory.mktemp("toy")
+    with serving(folder / "workspace") as running:
+        running.cli("models", "add", str(toy.save_model(folder / "model")), "--name", "toy")
+        running.cli("datasets", "add", str(toy.write_dataset(folder / "animals.jsonl", rows=2000)))
+        yield running
+
+
+def is_back(page: Any, job_id: str, step: int) -> float:
+    """Seconds from a navigation until the job is on the page, at `step` or later."""
+    shown = page.wait_for_function(IS_BACK, arg=[job_id, step], polling=20)
+    return float(shown.json_value()) / 1000
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.scenario(23)
+@pytest.mark.parametrize("reloads", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_reloads_of_two_tabs_lose_nothing(page: Any, studio: RunningStudio, reloads: int, figure: Say) -> None:
+    open_page(page, studio.url)
+    open_tab(page, "Train")
+    page.wait_for_function("window.loraStudioRestored")
+    fill(page, "train-epochs", "1000")
+    page.wait_for_function("document.querySelector('#train-plan').innerText.includes('119,000')")
+    page.dblclick("#train-start")
+    page.wait_for_selector("#job-curve path.plot-train")
+    (job,) = train_jobs(studio)
+    tabs = [page, page.context.new_page()]
+    open_page(tabs[1], studio.url)
+    open_tab(tabs[1], "Jobs")
+    is_back(tabs[1], job["id"], 1)
+
+    times = []
+    database = Database.open(Workspace(studio.workspace))
+    store = JobStore(database)
+    for number in range(reloads):
+        tab, step = tabs[number % 2], store.get(job["id"]).step
+        tab.reload(wait_until="commit")
+        times.append(is_back(tab, job["id"], step))
+    assert store.get(job["id"]).state == "running", "the run ended before the last reload"
+
+    tabs[1].click("#job-stop")
+    for tab in tabs:
+        tab.wait_for_selector("#job-outcome a[href*='/files/adapter/']", timeout=120_000)
+    assert len(train_jobs(studio)) == 1
+    done, steps = store.get(job["id"]), [step for step, _ in store.metrics(job["id"])["loss"]]
+    database.close()
+    assert (done.state, done.attempt) == ("succeeded", 1)
+    assert steps == list(range(1, done.step + 1)), "a point of the curve is missing, or double"
+    figure(
+        f"{reloads} reloads of two tabs while a job trains, and a double click on Start: 1 job, no point of its curve "
+        f"lost or double; back each time, half of them within {median(times):.1f} s on a busy machine"
+    )
