@@ -134,12 +134,12 @@ def make_model(kind: str, size: int) -> Any:
 
 
 def pretrain(kind: str, folder: Path, minutes: float, seed: int = 0) -> Path:
-    """Train from nothing for some minutes of CPU time and save the model with its tokenizer."""
+    """Train from nothing for some minutes of the processor's time, on a GPU where there is one, and save it all."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
     sentences, pairs = english(), french()
     tokenizer = make_tokenizer([*sentences, *(text for pair in pairs for text in pair)])
-    model = make_model(kind, len(tokenizer)).train()
+    model = make_model(kind, len(tokenizer)).train().to("cuda" if torch.cuda.is_available() else "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[kind], weight_decay=0.01)
     print(f"{len(sentences):,} sentences, {len(pairs):,} messages, {model.num_parameters():,} weights", flush=True)  # noqa: T201
     source, started, step, losses = exercises(sentences, pairs, draw), time.process_time(), 0, []
@@ -150,15 +150,16 @@ def pretrain(kind: str, folder: Path, minutes: float, seed: int = 0) -> Path:
         losses.append(_step(model, tokenizer, [next(source) for _ in range(BATCH)], optimizer))
         if step % 100 == 0:
             print(f"{share:4.0%}  step {step}  loss {sum(losses[-100:]) / 100:.3f}", flush=True)  # noqa: T201
-    model.eval().save_pretrained(folder)
+    model.eval().cpu().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def _step(model: Any, tokenizer: Any, pairs: list[Pair], optimizer: torch.optim.Optimizer) -> float:
     limit = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
-    sources = tokenizer([pair[0] for pair in pairs], return_token_type_ids=False, **limit)
+    sources = tokenizer([pair[0] for pair in pairs], return_token_type_ids=False, **limit).to(model.device)
     labels = tokenizer([pair[1] for pair in pairs], return_token_type_ids=False, **limit)["input_ids"]
+    labels = labels.to(model.device)
     labels = labels.masked_fill(labels == 0, -100)
     logits = model(**sources, labels=labels).logits
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
