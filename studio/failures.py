@@ -128,8 +128,11 @@ def _sentences(error: BaseException, kind: str) -> tuple[str, str]:
         more = f" {sizes[1]} more were needed and {sizes[2]} were free." if sizes else ""
         return error.what + more, error.fix
     if kind == GPU_MEMORY:
-        more = f" {sizes[1]} more were needed and {sizes[2]} were free." if sizes else ""
-        return f"The memory of the GPU was not enough for this run.{more}", _LESS_MEMORY
+        if not sizes:
+            return "The memory of the GPU was not enough for this run.", _LESS_MEMORY
+        need, free = sizes[1], sizes[2]
+        what = f"The memory of the GPU was not enough for this run. {need} more were needed and {free} were free."
+        return what, _LESS_MEMORY
     if kind == HOST_MEMORY:
         return "The memory of this machine was not enough for this run.", _LESS_MEMORY
     if kind == DISK_FULL:
