@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.conftest import REPOSITORY, RunningStudio
 from tests.scenarios.plugin import Say
 
-TRAIN_TIMEOUT_S = 240.0
+TRAIN_TIMEOUT_S = 600.0
 ROWS = 72
 SCREENSHOTS = REPOSITORY / "assets" / "screenshots"
 TABS = ("Home", "Datasets", "Train", "Jobs", "Compare", "Models", "System")
@@ -59,7 +59,7 @@ def fill(page: Any, elem_id: str, value: str) -> None:
     field.blur()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 @pytest.mark.scenario(23)
 def test_upload_train_watch_compare_merge_download(
     page: Any, studio: RunningStudio, tickets: Path, tmp_path: Path, starter_folder: Path, figure: Say
