@@ -94,10 +94,13 @@ def _costs_note(rows: Mapping[str, Row]) -> str:
     devices = sorted({row.device for row in rows.values() if row.device})
     if not devices:
         return "Steps and memory were not measured."
+    waits = (
+        " A model this small waits for the host that launches its kernels: times say what a method adds in operations."
+    )
+    once = "; ~ where there was time for one" if any(row.passes == 1 for row in rows.values()) else ""
     return (
-        f"Step time (the shorter median of two passes; ~ where there was time for one) and peak memory on "
-        f"{' and '.join(devices)}, alone, layer by layer without the fused path, for every method alike. A model this "
-        "small waits for the host that launches its kernels: its times say what a method adds in operations."
+        f"Step time (the shorter median of two passes{once}) and peak memory on {' and '.join(devices)}, alone, layer "
+        f"by layer without the fused path, for every method alike.{'' if 'CPU' in devices[0] else waits}"
     )
 
 
