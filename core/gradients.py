@@ -8,7 +8,8 @@ gradients are the same.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -57,6 +58,7 @@ class Gradients:
         self.start_over = start_over
         self.recompute = Recompute(model)
         self.graphs = StepGraphs(model, task, batches)
+        self.passing: Callable[[], AbstractContextManager[None]] = nullcontext  # what the model runs in
         self.prepared = Prepared(examples, batches, pins=device_of(model).type == "cuda")
         self._batch: Any = None  # the one being computed
 
@@ -72,11 +74,17 @@ class Gradients:
     def _add(self, rows: Sequence[int], step: int, trained: int, notes: Sequence[str]) -> Summed:
         divided = self.prepared.of(rows, step)
         losses: list[Tensor] = []
-        with self.recompute.running():
+        is_replayed = all(self.graphs.has(batch) for batch in divided.batches)
+        with nullcontext() if is_replayed else self._running():
             for self._batch in divided.batches:
                 losses.append(self.add(self._batch, trained))
         positions = sum(batch.input_ids.numel() for batch in divided.batches)
         return Summed(divided.parts, losses, positions, tuple(notes))
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with self.passing(), self.recompute.running():
+            yield
 
     @property
     def keeps_buffers(self) -> bool:
@@ -109,7 +117,7 @@ class Gradients:
     def _try(self, ordered: Sequence[int]) -> None:
         parts = self.micro_batches.divide(self.examples, ordered)
         longest = max(parts, key=lambda part: sum(len(self.examples[row].input_ids) for row in part))
-        with self.recompute.running():
+        with self._running():
             self._batch = batch = self.micro_batches.batch([self.examples[row] for row in longest])
             with self.task.computing(self.model, batch):
                 torch.autograd.backward(self.task.loss_sum(self.model, batch))

@@ -9,7 +9,7 @@ where they are not, the model's own logits are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.adapters.host import AdaptedModule
 from core.memory import LOGIT_CHUNK_BYTES
+from core.ops.kernels import Kernels, kernels_for
 
 IGNORED = -100  # label of a position that is not trained
 PROBE_TOKENS = 8
+TILE_ROWS = 128  # of a matrix product on a GPU
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class Head:
     output: nn.Module
     transform: Callable[[Tensor], Tensor]
     label_smoothing: float = 0.0  # share of the target that all tokens get alike
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the logits are what a linear layer gives, and the targets single tokens."""
+        is_linear = isinstance(self.output, nn.Linear | AdaptedModule)
+        return is_linear and self.transform is unchanged and not self.label_smoothing
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (N, D) to (N, V), in float32 or better."""
@@ -56,12 +65,19 @@ def _transform(config: Any) -> Callable[[Tensor], Tensor]:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
     cap = getattr(text, "final_logit_softcapping", None)
+    if scale == 1.0 and not cap:
+        return unchanged
 
     def transform(logits: Tensor) -> Tensor:
         scaled = logits if scale == 1.0 else logits * scale
         return torch.tanh(scaled / cap) * cap if cap else scaled
 
     return transform
+
+
+def unchanged(logits: Tensor) -> Tensor:
+    """The logits of most models."""
+    return logits
 
 
 @torch.no_grad()
@@ -145,13 +161,25 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 def chunked_loss(head: Head, rows: Tensor, targets: Tensor, chunk_rows: int = 0) -> Tensor:
     """Cross entropy of `rows` (N, D) with `targets` (N), summed, never holding more than a chunk of the logits."""
-    chunk_rows = chunk_rows or max(1, LOGIT_CHUNK_BYTES // (4 * _vocabulary(head.output)))
+    chunk_rows = chunk_rows or _rows_at_once(head, rows)
     parameters = [parameter for parameter in head.output.parameters() if parameter.requires_grad]
     if torch.is_grad_enabled() and (rows.requires_grad or parameters):
         loss: Tensor = _ChunkedLoss.apply(head, targets, chunk_rows, rows, *parameters)  # type: ignore[no-untyped-call]
         return loss
     losses = (_chunk_loss(head, *chunk) for chunk in _chunks(rows, targets, chunk_rows))
     return sum(losses, start=rows.new_zeros((), dtype=_loss_dtype(rows)))
+
+
+def _rows_at_once(head: Head, rows: Tensor) -> int:
+    """As many as LOGIT_CHUNK_BYTES hold the logits of; on a GPU in whole tiles, as a half-filled one takes as long."""
+    size = 4 if _kernels(head, rows) is None else rows.element_size()
+    fitting = max(1, LOGIT_CHUNK_BYTES // (size * _vocabulary(head.output)))
+    return fitting // TILE_ROWS * TILE_ROWS if rows.is_cuda and fitting > TILE_ROWS else fitting
+
+
+def _kernels(head: Head, rows: Tensor) -> Kernels | None:
+    """Those that can form the gradient of the logits in the logits' own memory, where that is allowed."""
+    return kernels_for(rows) if head.is_plain else None
 
 
 def _vocabulary(output: nn.Module) -> int:
@@ -172,6 +200,22 @@ def _chunk_loss(head: Head, rows: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(head.logits(rows), targets, reduction="sum", label_smoothing=head.label_smoothing)
 
 
+def _chunk_gradients(
+    head: Head, rows: Tensor, targets: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Any]]:
+    """The loss of some rows, and the gradients of the rows and of the parameters, None for one that is not used."""
+    kernels = _kernels(head, rows)
+    with torch.enable_grad():
+        leaf = rows.requires_grad_(True)
+        if kernels is None:
+            loss = _chunk_loss(head, leaf, targets)
+            return loss.detach(), torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)
+        logits = head.output(leaf)
+    slopes = logits.detach().contiguous()  # the logits' own memory: no linear layer needs its output backward
+    losses = kernels.cross_entropy(slopes, targets)
+    return losses.sum(), torch.autograd.grad(logits, [leaf, *parameters], slopes, allow_unused=True)
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Head and cross entropy whose gradients are formed in the forward pass, chunk by chunk.
 
@@ -185,15 +229,12 @@ class _ChunkedLoss(torch.autograd.Function):
         d_parameters = [torch.zeros_like(parameter) for parameter in parameters]
         start = 0
         for chunk, chunk_targets in _chunks(rows.detach(), targets, chunk_rows):
-            with torch.enable_grad():
-                leaf = chunk.requires_grad_(True)
-                loss = _chunk_loss(head, leaf, chunk_targets)
-                d_chunk, *d_rest = torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)
+            loss, (d_chunk, *d_rest) = _chunk_gradients(head, chunk, chunk_targets, parameters)
             d_rows[start : start + len(chunk)] = d_chunk
             for whole, part in zip(d_parameters, d_rest, strict=True):
                 if part is not None:
                     whole += part
-            total += loss.detach()
+            total += loss
             start += len(chunk)
         ctx.save_for_backward(d_rows, *d_parameters)
         return total

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from core.data.packing import Layout, PackedBatch, pack
 from core.data.template import TokenizedExample
-from core.mode import mode
+from core.mode import all_modules, mode
 from core.ops.precision import compute_dtype
 
 NAME = "lora_studio_packed"
@@ -84,7 +84,8 @@ def packed_attention(model: nn.Module, layout: Layout) -> Iterator[None]:
 
 def _configs(model: nn.Module) -> list[Any]:
     """Every config that a module of the model looks its attention up in."""
-    found = {id(config): config for module in model.modules() if (config := module.__dict__.get("config")) is not None}
+    modules = all_modules(model)
+    found = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     return [config for config in found.values() if hasattr(config, "_attn_implementation_internal")]
 
 

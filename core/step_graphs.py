@@ -83,6 +83,10 @@ class StepGraphs:
         """Whether gradients must stay where they are, and be cleared in place."""
         return bool(self._recorded)
 
+    def has(self, batch: Any) -> bool:
+        """Whether a batch is only replayed, for which the model need not be made ready."""
+        return isinstance(batch, PackedBatch) and _shape_of(batch) in self._recorded
+
     def takes(self, batch: Any) -> bool:
         """Whether a batch runs as a graph."""
         if self.reason or not isinstance(batch, PackedBatch):

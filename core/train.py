@@ -109,6 +109,7 @@ class Trainer:
         )
         self.micro_batches = micro_batches_of(model, self.task, self.examples, self.plan, config, self._pad_id)
         self.gradients = Gradients(model, self.task, self.examples.train, self.micro_batches, self._start_over)
+        self.gradients.passing = self._passing
         self.gradients.prepared.augment = augmentation(config, tokenizer, self.task.name)
         self.renew_optimizer()
         self.random = RandomState.seeded(config.seed)
@@ -161,10 +162,14 @@ class Trainer:
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """What every step runs in: the run's own random numbers, dropout on, fused layers."""
+        """What every step runs in: the run's own random numbers."""
+        with deterministic(self.config.deterministic), self.random.drawing():
+            yield
+
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """What the model runs forward and backward in: dropout on, fused layers. A replayed graph has it recorded."""
         with (
-            deterministic(self.config.deterministic),
-            self.random.drawing(),
             mode(self.model, training=True),
             self.fast_path.running(),
             embedding_noise(self.model, self.config.optim.neftune_alpha),

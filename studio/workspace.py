@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from core.errors import StudioError
 HOME_VARIABLE = "LORA_STUDIO_HOME"
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u to misread
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "fuse.sshfs", "davfs"})
+_stamping = threading.Lock()
+_last_stamp = 0
 _ID = re.compile(rf"[{ALPHABET}]{{14}}")
 
 
@@ -35,9 +38,12 @@ def default_root() -> Path:
 def new_id() -> str:
     """A new id of 14 characters: 9 of the time in milliseconds, so that ids sort by age, and 5 at random.
 
-    Safe as a folder name on every system; display names never become paths.
+    Those of one process sort as they were made, two within a millisecond and across a clock set back too. Safe as a
+    folder name on every system; display names never become paths.
     """
-    stamp = int(time.time() * 1000)
+    global _last_stamp
+    with _stamping:
+        _last_stamp = stamp = max(int(time.time() * 1000), _last_stamp + 1)
     digits = [ALPHABET[stamp >> shift & 31] for shift in range(40, -5, -5)]
     return "".join(digits) + "".join(secrets.choice(ALPHABET) for _ in range(5))
 

@@ -58,6 +58,10 @@ class Kernels(Protocol):
         """`group.scale_back`."""
         ...
 
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The losses (N) of logits (N, V), which become their own gradients; a negative target counts for nothing."""
+        ...
+
     def dropped(self, x: Tensor, seed: Tensor, p: float) -> Tensor:
         """`dropout.dropped`."""
         ...

@@ -14,6 +14,7 @@ from core.adapters.lora import LoRA
 from core.adapters.lora_fa import LoRAFA
 from core.adapters.lora_plus import LoRAPlus
 from core.adapters.rslora import RsLoRA
+from core.mode import all_modules
 from core.ops.decoder_layer import Attention, FusedLayer
 from core.ops.gated_mlp import GatedMLP
 from core.ops.gating import ACTIVATIONS, Activation
@@ -71,8 +72,8 @@ def _frozen(base: nn.Module) -> nn.Module:
 
 def _without_hooks(layer: nn.Module) -> None:
     """A hook of a part would not be called; one of the layer itself still is."""
-    parts = (module for name, module in layer.named_modules() if name)
-    if any(getattr(module, kind, None) for module in parts for kind in _HOOKS):
+    parts = all_modules(layer)[1:]
+    if any(part.__dict__.get(kind) for part in parts for kind in _HOOKS):
         raise UnfitError("someone watches the parts of a layer through hooks")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.adapters.host import AdaptedModule
+from core.mode import all_modules
 from core.ops.decoder_layer import FusedLayer
 from core.ops.group import Group
 from core.ops.normed_linear import normed_linear
@@ -20,7 +21,7 @@ class LayerStandIn:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer, self.original = layer, layer.forward
-        self.hosts = [module for module in layer.modules() if isinstance(module, AdaptedModule)]
+        self.hosts = [module for module in all_modules(layer) if isinstance(module, AdaptedModule)]
         self.refresh()
 
     def refresh(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 TILE = 2048  # numbers a program works on at a time, where a row has fewer
 SUMMED_ROWS = 32  # that one program sums column by column
+LOGITS = 8192  # of a row that a program looks at together
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -163,6 +164,30 @@ def _scale_back(  # type: ignore[no-untyped-def]
     tl.store(sums + part * width + column, total, mask=inside)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _cross_entropy(logits, targets, losses, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    most, total, own = -1e30, 0.0, 0.0
+    for start in range(0, width, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        values = tl.load(logits + row * width + column, mask=column < width, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(most, tl.max(values, axis=0))
+        total = total * tl.exp(most - larger) + tl.sum(tl.exp(values - larger), axis=0)
+        own += tl.sum(tl.where(column == target, values, 0.0), axis=0)
+        most = larger
+    whole = most + tl.log(total)
+    is_trained = target >= 0
+    tl.store(losses + row, tl.where(is_trained, whole - own, 0.0))
+    for start in range(0, width, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < width
+        values = tl.load(logits + row * width + column, mask=inside, other=-float("inf")).to(tl.float32)
+        slope = tl.exp(values - whole) - tl.where(column == target, 1.0, 0.0)
+        slope = tl.where(is_trained, slope, 0.0)
+        tl.store(logits + row * width + column, slope.to(logits.dtype.element_ty), mask=inside)
+
+
 @triton.jit
 def _mix(bits):  # type: ignore[no-untyped-def]
     bits = (bits ^ (bits >> 16)) * 0x7FEB352D
@@ -276,6 +301,17 @@ def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor,
         gradient, product, gain.contiguous(), made, sums, rows, width, ROWS=SUMMED_ROWS, BLOCK=block
     )
     return made, sums.sum(0)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of every row of (N, V), 0 for a negative target, as (N) in float32.
+
+    The logits, which must lie row behind row, become their own gradients.
+    """
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    block = min(LOGITS, triton.next_power_of_2(logits.shape[1]))
+    _cross_entropy[(len(logits),)](logits, targets, losses, logits.shape[1], BLOCK=block, num_warps=16)
+    return losses
 
 
 def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:

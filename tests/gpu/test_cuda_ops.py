@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from core import loss
 from core.ops import dropout, gating, rms_norm, rope
 from core.ops.fast_path import FastPath
 from core.ops.kernels import kernels_for
@@ -73,6 +74,34 @@ def test_rope_kernel(dtype: torch.dtype, width: int) -> None:
     torch.testing.assert_close(found.float(), expected, **CLOSE[dtype])
     (d_x,) = torch.autograd.grad(found, own, expected.detach().to(dtype))
     torch.testing.assert_close(d_x.float(), wanted, rtol=5e-2 if dtype == torch.bfloat16 else 1e-4, atol=5e-2)
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("vocabulary", [96, 8192, 49_152, 128_256])
+def test_cross_entropy_kernel(dtype: torch.dtype, vocabulary: int) -> None:
+    logits = 4 * numbers(37, vocabulary, dtype=dtype)
+    logits[0, : vocabulary - 90] = -torch.inf  # whole blocks of words that a model never says
+    targets = torch.randint(vocabulary - 90, vocabulary, (37,), device="cuda")
+    targets[5] = -100
+    leaf = logits.float().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(leaf, targets, reduction="none")
+    (wanted,) = torch.autograd.grad(expected.sum(), leaf)
+    fast = kernels_for(logits)
+    assert fast is not None
+    torch.testing.assert_close(fast.cross_entropy(logits, targets), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits.float(), wanted, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+
+
+def test_chunked_loss_is_the_models_own_in_bfloat16() -> None:
+    output = torch.nn.Linear(64, 1000, bias=False, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    rows = numbers(700, 64, dtype=torch.bfloat16).requires_grad_()
+    targets = torch.randint(0, 1000, (700,), device="cuda")
+    expected = torch.nn.functional.cross_entropy(output(rows).float(), targets, reduction="sum")
+    (wanted,) = torch.autograd.grad(expected, rows)
+    found = loss.chunked_loss(loss.Head(output, output, loss.unchanged), rows, targets, 256)
+    (d_rows,) = torch.autograd.grad(found, rows)
+    assert abs(float(found - expected)) <= 1e-5 * float(expected)
+    assert float((d_rows.float() - wanted.float()).norm()) <= 1e-2 * float(wanted.float().norm())
 
 
 @pytest.mark.parametrize("dtype", CLOSE)

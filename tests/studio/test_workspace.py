@@ -51,7 +51,14 @@ def test_ids_are_safe_unique_and_sort_by_age() -> None:
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert all(re.fullmatch(r"[0-9a-z]{14}", value) and early < value for value in ids)
+    assert ids == sorted(ids)
     assert checked_id(early) == early
+
+
+def test_ids_sort_by_age_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = new_id()
+    monkeypatch.setattr("studio.workspace.time.time", lambda: 0.0)
+    assert before < new_id() < new_id()
 
 
 @pytest.mark.parametrize(
