@@ -7,7 +7,7 @@ with an attention of its own, or one that carries a state along the row, fails t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -165,7 +165,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # torch 2.11 knows no grouped heads here
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
     bounds: Any = layout.bounds
     window = (settings.window - 1, 0) if settings.window else (-1, 0)
     longest = layout.longest
@@ -177,21 +177,28 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings:
 def _by_example(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
     """Neighbours of one length share a call of torch's attention; split and cat cost one copy each way."""
     runs = [(length, len(list(same))) for length, same in groupby(layout.lengths)]
+    if len(runs) == 1 and not layout.prefix:
+        return _together(runs[0][1], query, key, value, settings)
     sizes = [length * count for length, count in runs]
     q, k, v = (torch.split(tensor, [layout.prefix, *sizes], dim=2) for tensor in (query, key, value))
     seen = (k[0], v[0])
     out = [_causal(q[0], *seen, settings).transpose(1, 2)] if layout.prefix else []
     for (_, count), *own in zip(runs, q[1:], k[1:], v[1:], strict=True):
-        rows = [_rows(tensor, count) for tensor in own]
-        if layout.prefix:
-            rows[1:] = [torch.cat([p.expand(count, -1, -1, -1), t], 2) for p, t in zip(seen, rows[1:], strict=True)]
-        out.append(_causal(rows[0], rows[1], rows[2], settings).transpose(1, 2).flatten(0, 1)[None])
-    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+        out.append(_together(count, own[0], own[1], own[2], settings, seen if layout.prefix else ()))
+    return torch.cat(out, dim=1)
+
+
+def _together(count: int, q: Tensor, k: Tensor, v: Tensor, settings: _Settings, seen: Sequence[Tensor] = ()) -> Tensor:
+    """Attention of `count` examples of one length to themselves, and to the k and v of a beginning: (1, T, H, D)."""
+    rows = [_rows(tensor, count) for tensor in (q, k, v)]
+    if seen:
+        rows[1:] = [torch.cat([p.expand(count, -1, -1, -1), t], 2) for p, t in zip(seen, rows[1:], strict=True)]
+    return _causal(rows[0], rows[1], rows[2], settings).transpose(1, 2).flatten(0, 1).unsqueeze(0)
 
 
 def _rows(tensor: Tensor, count: int) -> Tensor:
-    """(1, H, count * t, D) as (count, H, t, D)."""
-    return tensor if count == 1 else torch.unflatten(tensor[0], 1, (count, -1)).transpose(0, 1)
+    """(1, H, count * t, D) as (count, H, t, D): views alone, whose backward pass copies nothing."""
+    return tensor if count == 1 else torch.unflatten(tensor.squeeze(0), 1, (count, -1)).transpose(0, 1)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, settings: _Settings) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.group import Group
-from core.ops.normed_linear import normed_linear
+from core.ops.normed_linear import begin_branch
 from core.ops.output_linear import output_linear
 from core.ops.precision import compute_dtype
 from core.ops.rms_norm import Norm, rms_norm
@@ -45,19 +45,24 @@ class FusedLayer:
     attention: Attention
     mlp: GatedMLP
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All its linear layers."""
+        return self.attention.heads, self.attention.output, self.mlp.inner, self.mlp.outer
+
     def __call__(
         self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], mask: Tensor | None, **options: Any
     ) -> Tensor:
         """Hidden states (B, T, D) to hidden states."""
-        query, key, value = _heads(hidden, self.attention, position_embeddings)
+        query, key, value, hidden = _heads(hidden, self.attention, position_embeddings)
         mixed = _attend(self.attention, query, key, value, mask, options)
         return gated_mlp(output_linear(mixed, hidden, self.attention.output, self.attention.post), self.mlp)
 
 
-def _heads(hidden: Tensor, parts: Attention, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v (B, T, heads, width), normed and turned."""
+def _heads(hidden: Tensor, parts: Attention, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k and v (B, T, heads, width), normed and turned; and the hidden states, for the sum behind the attention."""
     module: Any = parts.module
-    outputs = normed_linear(hidden, parts.norm, parts.heads, compute_dtype(hidden))
+    outputs, hidden = begin_branch(hidden, parts.norm, parts.heads, compute_dtype(hidden))
     if len(outputs) == 1:
         kv = module.config.num_key_value_heads * module.head_dim
         outputs = torch.split(outputs[0], [outputs[0].shape[-1] - 2 * kv, kv, kv], dim=-1)
@@ -65,7 +70,7 @@ def _heads(hidden: Tensor, parts: Attention, positions: tuple[Tensor, Tensor]) -
     if parts.query_norm is not None and parts.key_norm is not None:
         query, key = rms_norm(query, parts.query_norm), rms_norm(key, parts.key_norm)
     cos, sin = (each.to(query.dtype) for each in positions)
-    return rope(query, cos, sin), rope(key, cos, sin), value
+    return rope(query, cos, sin), rope(key, cos, sin), value, hidden
 
 
 def _attend(

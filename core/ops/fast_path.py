@@ -31,13 +31,14 @@ HALF_TOLERANCE = 3e-2
 class FastPath:
     """The fused forms of a model's layers.
 
-    They are read anew at every `running`, and inside whenever other adapters become active. That each gives what
-    the model's own layer gives is tried once, on a few tokens, and never assumed.
+    What has changed since is read anew at every `running`, and inside whenever other adapters become active. That each
+    gives what the model's own layer gives is tried once, on a few tokens, and never assumed.
     """
 
     def __init__(self, model: nn.Module, is_wanted: bool = True) -> None:
         self.model = model
         self.layers = [module for module in model.modules() if type(module).__name__ in FAMILIES]
+        self._read_before: dict[nn.Module, LayerStandIn] = {}
         self.reasons: Counter[str] = Counter()  # why layers run otherwise, and how many
         self.refusal = self._refusal(is_wanted)
         if not self.refusal and not self._gives_own_states():
@@ -79,13 +80,27 @@ class FastPath:
                 del module.forward
                 if forward is not None:
                     module.forward = forward
+            self._keep(stand_ins)
 
     def _read(self) -> dict[nn.Module, Any]:
         """What stands in for the forward of which module."""
-        layers = {layer: LayerStandIn(layer) for layer in self.layers}
+        before, self._read_before = self._read_before, {}  # taken: inside, `running` may be entered once more
+        layers = {layer: _current(before.get(layer), layer) for layer in self.layers}
         self.reasons = Counter(stand_in.reason for stand_in in layers.values() if stand_in.reason)
+        fused = [stand_in for stand_in in layers.values() if stand_in.fused is not None]
+        groups = [group for each in fused if each.fused is not None for group in each.fused.groups if group.adapted]
+        is_one_device = len({group.parameters[0].device for group in groups}) == 1
+        for each in fused:
+            each.leads = groups if each is fused[0] and is_one_device else ()
         output = self._output()
         return layers if output is None else {**layers, output: OutputStandIn(output)}
+
+    def _keep(self, stand_ins: dict[nn.Module, Any]) -> None:
+        """Have the stand-ins at hand for the next time, without the factors that were made ahead."""
+        self._read_before = {layer: each for layer, each in stand_ins.items() if isinstance(each, LayerStandIn)}
+        for stand_in in self._read_before.values():
+            for group in stand_in.leads:
+                group.ahead = None
 
     def _output(self) -> nn.Module | None:
         """The output layer, if its products would be emulated."""
@@ -117,6 +132,14 @@ class FastPath:
                 handle.remove()
         tolerance = TOLERANCES.get(states.dtype, HALF_TOLERANCE)
         return all(difference <= tolerance for difference in torch.stack(differences).tolist()) if differences else True
+
+
+def _current(known: LayerStandIn | None, layer: nn.Module) -> LayerStandIn:
+    """What is known of a layer, if that is how it is now, or what it is."""
+    if known is None or not known.is_current():
+        return LayerStandIn(layer)
+    known.original = layer.forward
+    return known
 
 
 def _difference(found: Tensor, own: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from core.ops.dropout import dropped
+from core.ops.factors import Ahead, make_factors, versions_of
 from core.ops.kernels import kernels_for
 from core.ops.projection import Projection
 
@@ -53,6 +54,12 @@ class Group:
         self.scales = [each.scale for each in self.adapted]
         self.dropping = [each for each in projections if each.dropout]
         self.scaled = [each for each in projections if each.is_dora]
+        self.ahead: Ahead | None = None  # the factors of the next forward pass
+
+    @property
+    def width(self) -> int:
+        """Of the input that all share, read from an adapter."""
+        return int(self.parameters[self.places[0]].shape[1])
 
     def unpack(self, tensors: Sequence[Tensor]) -> tuple[Kept, tuple[Tensor, ...]]:
         """What was kept, and the parameters, from tensors saved in this order."""
@@ -83,18 +90,12 @@ class Group:
         return outputs, Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), tuple(products))
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """`Kept.factors`: s A is formed in A's own format, and rounded once."""
+        """`Kept.factors`: those that were made ahead, unless a parameter has changed since, or made now."""
         if not self.adapted:
             return ()
-        adapters = [each.adapter for each in self.adapted if each.adapter is not None]
-        a, b = [own.lora_A.detach() for own in adapters], [own.lora_B.detach() for own in adapters]
-        joined = a[0].new_empty(sum(self.ranks), a[0].shape[1], dtype=dtype)
-        torch._foreach_copy_(list(torch.split(joined, self.ranks)), torch._foreach_mul(a, self.scales))
-        if b[0].dtype == dtype:
-            return joined, *b
-        made = [torch.empty_like(each, dtype=dtype) for each in b]
-        torch._foreach_copy_(made, b)
-        return joined, *made
+        if self.ahead is not None and self.ahead.made[0].dtype == dtype and self.ahead.versions == versions_of(self):
+            return self.ahead.made
+        return make_factors([self], dtype)[0]
 
     def _smalls(self, h: Tensor, seeds: Sequence[Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
         """S of every adapted layer; without dropout by one product that reads h once."""

@@ -20,37 +20,56 @@ def normed_linear_reference(x: Tensor, norm: Norm | None, group: Group) -> list[
 
 def normed_linear(x: Tensor, norm: Norm | None, group: Group, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """The outputs (..., out) in `dtype`, by default that of x (..., in)."""
-    made: tuple[Tensor, ...] = _NormedLinear.apply(x, norm, group, dtype or x.dtype, *group.parameters)  # type: ignore[no-untyped-call]
+    made: tuple[Tensor, ...] = _NormedLinear.apply(x, norm, group, dtype or x.dtype, False, *group.parameters)  # type: ignore[no-untyped-call]
     return made
+
+
+def begin_branch(x: Tensor, norm: Norm, group: Group, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
+    """`normed_linear`, and x for the sum at the branch's end, whose gradient is then added in the norm's own pass."""
+    *outputs, same = _NormedLinear.apply(x, norm, group, dtype, True, *group.parameters)  # type: ignore[no-untyped-call]
+    return tuple(outputs), same
 
 
 class _NormedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm: Norm | None, group: Group, dtype: torch.dtype, *parameters: Tensor
+        ctx: Any,
+        x: Tensor,
+        norm: Norm | None,
+        group: Group,
+        dtype: torch.dtype,
+        returns_x: bool,
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         rows, wide = x.reshape(-1, x.shape[-1]), compute_dtype(x)
         h, rstd = (rows.to(wide), None) if norm is None else norm_forward(rows, norm, wide)
         outputs, kept = group.forward(h)
         ctx.norm, ctx.group, ctx.shape, ctx.dtype = norm, group, x.shape, wide
         needs_rows = norm is not None and ctx.needs_input_grad[0]
-        needs_rows |= group.needs_input(ctx.needs_input_grad[4:])
+        needs_rows |= group.needs_input(ctx.needs_input_grad[5:])
         ctx.save_for_backward(rows if needs_rows else None, rstd if needs_rows else None, *kept.tensors, *parameters)
-        return tuple(each.to(dtype).view(*x.shape[:-1], -1) for each in outputs)
+        made = [each.to(dtype).view(*x.shape[:-1], -1) for each in outputs]
+        ctx.count = len(made)
+        if returns_x:
+            made.append(x.view_as(x))
+            if not ctx.needs_input_grad[0]:
+                ctx.mark_non_differentiable(made[-1])
+        return tuple(made)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, rstd, *rest = ctx.saved_tensors
         group, norm, wants = ctx.group, ctx.norm, ctx.needs_input_grad
         kept, parameters = group.unpack(rest)
-        flat = [each.reshape(-1, each.shape[-1]).to(ctx.dtype) for each in gradients]
-        passed = group.backward(kept, flat, parameters, wants[4:])
+        flat = [each.reshape(-1, each.shape[-1]).to(ctx.dtype) for each in gradients[: ctx.count]]
+        passed = group.backward(kept, flat, parameters, wants[5:])
         h = None
-        if group.needs_input(wants[4:]):
+        if group.needs_input(wants[5:]):
             h = rows.to(ctx.dtype) if norm is None else norm_again(rows, rstd, norm, ctx.dtype)
         found = passed.of_parameters(h)
         del h
         d_h = passed.of_input() if wants[0] else None
         if d_h is not None and norm is not None:
-            d_h = norm_backward(d_h, rows, rstd, norm)
-        return (None if d_h is None else d_h.view(ctx.shape), None, None, None, *found)
+            residual = [each.reshape(rows.shape) for each in gradients[ctx.count :]]
+            d_h = norm_backward(d_h, rows, rstd, norm, *residual)
+        return (None if d_h is None else d_h.view(ctx.shape), None, None, None, None, *found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from core.adapters.host import AdaptedModule
 from core.mode import all_modules
 from core.ops.decoder_layer import FusedLayer
+from core.ops.factors import make_ahead
 from core.ops.group import Group
 from core.ops.normed_linear import normed_linear
 from core.ops.precision import compute_dtype
@@ -21,18 +23,24 @@ class LayerStandIn:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer, self.original = layer, layer.forward
-        self.hosts = [module for module in all_modules(layer) if isinstance(module, AdaptedModule)]
+        self.leads: Sequence[Group] = ()  # whose factors this layer, the first of a model, has made for all
         self.refresh()
 
     def refresh(self) -> None:
         """Read the layer as it is now."""
-        self.state = self._state()
+        modules = all_modules(self.layer)
+        self.hosts = [module for module in modules if isinstance(module, AdaptedModule)]
+        self.seen, self.state = _seen(modules), self._state()
         self.fused: FusedLayer | None = None
         self.reason = ""
         try:
             self.fused = read_layer(self.layer)
         except UnfitError as unfit:
             self.reason = str(unfit)
+
+    def is_current(self) -> bool:
+        """Whether the layer is what was read: the same parts, parameters, adapters and hooks."""
+        return self.state == self._state() and self.seen == _seen(all_modules(self.layer))
 
     def _state(self) -> list[Any]:
         return [(host.active, host.rows is None, bool(host.originals), host.training) for host in self.hosts]
@@ -54,7 +62,17 @@ class LayerStandIn:
                 hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings,
                 past_key_values=past_key_values, **options,
             )  # fmt: skip
+        if self.leads:
+            make_ahead(self.leads, compute_dtype(hidden_states))
         return self.fused(hidden_states, position_embeddings, attention_mask, **options)
+
+
+def _seen(modules: list[nn.Module]) -> tuple[Any, ...]:
+    """What a fused form goes by, beside which adapters are active: compared instead of reading the layer again."""
+    parameters = [parameter for module in modules for parameter in module._parameters.values() if parameter is not None]
+    watched = [bool(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks)
+               for each in modules]  # fmt: skip
+    return modules, [id(each) for each in parameters], [each.requires_grad for each in parameters], watched
 
 
 class OutputStandIn:

@@ -16,7 +16,7 @@ from core.models import load_model
 from core.ops import precision
 from core.ops.coverage import METHODS, is_fused
 from core.ops.fast_path import FastPath
-from core.ops.recognition import ADAPTERS
+from core.ops.recognition import ADAPTERS, read_layer
 from core.quantize.model import quantize_model
 from tests.core.ops.families import OWN, adapted, exact, step, tiny, worst_difference
 from tests.core.toy import toy_gpt2, toy_llama
@@ -292,3 +292,47 @@ def test_bytes_kept_of_a_token(settings: dict[str, Any], most: int, monkeypatch:
     figure(f"bytes kept per token and width, {settings or 'LoRA'}: {fused / 64 / 256:.1f}, layer by layer "
            f"{generic / 64 / 256:.1f}")  # fmt: skip
     assert fused / 64 / 256 <= most
+
+
+def layers_read(path: FastPath, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many layers `running` reads anew."""
+    read: list[Any] = []
+    monkeypatch.setattr("core.ops.stand_in.read_layer", lambda layer: read.append(layer) or read_layer(layer))
+    with path.running():
+        return len(read)
+
+
+def test_layers_are_read_again_only_where_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exact(adapted(tiny("Llama")))
+    path = FastPath(model)
+    layer = model.model.layers[1]
+    assert layers_read(path, monkeypatch) == 3
+    assert layers_read(path, monkeypatch) == 0
+    handle = layer.mlp.up_proj.register_forward_hook(lambda *unused: None)
+    assert layers_read(path, monkeypatch) == 1
+    assert "hooks" in path.sentence
+    handle.remove()
+    assert layers_read(path, monkeypatch) == 1
+    layer.self_attn.q_proj.base_layer.weight.requires_grad_(True)
+    assert layers_read(path, monkeypatch) == 1
+    layer.self_attn.q_proj.base_layer.weight.requires_grad_(False)
+    adapter = layer.mlp.down_proj.adapter("default")
+    adapter.lora_A = torch.nn.Parameter(adapter.lora_A.detach().clone())
+    assert layers_read(path, monkeypatch) == 1
+    check(model)
+
+
+def test_a_change_between_two_passes_of_one_run_counts() -> None:
+    model = exact(adapted(tiny("Llama")))
+    path = FastPath(model)
+    tokens = torch.arange(6).unsqueeze(0)
+    with path.running(), torch.no_grad():
+        before = model(input_ids=tokens).logits
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(2.0)
+        after = model(input_ids=tokens).logits
+    assert (before - after).abs().max() > 1e-6
+    torch.testing.assert_close(after, model(input_ids=tokens).logits, rtol=0, atol=1e-12)
+    groups = [group for layer in path._read_before.values() if layer.fused for group in layer.fused.groups]
+    assert groups and all(group.ahead is None for group in groups)  # and nothing of it is kept
