@@ -114,13 +114,13 @@ class NF4Linear(QuantizedLinear):
         self.register_buffer("absmax_mean", small.mean)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The weight's value, by bitsandbytes' kernel where there is one."""
+        """The weight's value, by a kernel where there is one."""
         packed = self.get_buffer("packed")
-        absmax = dequantize_absmax(Absmax(*map(self.get_buffer, ("absmax_codes", "absmax_scales", "absmax_mean"))))
+        absmax = Absmax(*map(self.get_buffer, ("absmax_codes", "absmax_scales", "absmax_mean")))
         shape = self.out_features, self.in_features
-        if kernels.can_run(packed.device, dtype):
-            return kernels.dequantize_nf4(packed, absmax, shape, dtype)
-        return dequantize_blocks(packed, absmax, shape[0] * shape[1], dtype).view(shape)
+        if (values := kernels.dequantize_nf4(packed, absmax, shape, dtype)) is not None:
+            return values
+        return dequantize_blocks(packed, dequantize_absmax(absmax), shape[0] * shape[1], dtype).view(shape)
 
 
 class Int8Linear(QuantizedLinear):

@@ -50,12 +50,13 @@ def quantize_model(model: nn.Module, quantization: str, device: str | torch.devi
         parent, _, leaf = path.rpartition(".")
         holder = model.get_submodule(parent)
         setattr(holder, leaf, kind.from_layer(holder.get_submodule(leaf).to(device)))
-    kernel = "bitsandbytes' CUDA kernel" if quantization == NF4 and _uses_kernel(device) else "plain PyTorch"
+    kernel = (quantization == NF4 and _kernel(model)) or "plain PyTorch"
     logger.info("%d layers are quantised to %s and unpacked by %s", len(paths), quantization, kernel)
 
 
-def _uses_kernel(device: str | torch.device | None) -> bool:
-    return device is not None and kernels.can_run(torch.device(device), torch.bfloat16)
+def _kernel(model: nn.Module) -> str:
+    packed = (module.get_buffer("packed") for module in model.modules() if isinstance(module, QuantizedLinear))
+    return next((kernels.name_of(each, torch.bfloat16) for each in packed), "")
 
 
 def quantization_of(model: nn.Module) -> str:

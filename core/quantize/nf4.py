@@ -57,7 +57,7 @@ def quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantize_blocks(packed: Tensor, absmax: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
     """The values of packed codes, (numel,): computed in float32 and rounded to `dtype` once."""
-    table = _pairs(packed.device)
+    table = pairs(packed.device)
     out = torch.empty(numel, dtype=dtype, device=packed.device)
     step = NF4_BLOCK * (CHUNK_BLOCKS_CUDA if packed.is_cuda else CHUNK_BLOCKS)
     for start in range(0, numel, step):
@@ -81,7 +81,7 @@ def quantize_absmax(absmax: Tensor) -> Absmax:
 
 def dequantize_absmax(absmax: Absmax) -> Tensor:
     """The scales of all blocks in float32."""
-    values = F.embedding(absmax.codes.int(), _steps(absmax.codes.device)).view(-1)
+    values = F.embedding(absmax.codes.int(), steps(absmax.codes.device)).view(-1)
     full = _blocks(values, ABSMAX_BLOCK) * absmax.scales[:, None]
     return full.view(-1)[: len(values)] + absmax.mean
 
@@ -113,13 +113,13 @@ def _chunks(blocks: Tensor, absmax: Tensor) -> zip[tuple[Tensor, Tensor]]:
 
 
 @cache
-def _steps(device: torch.device) -> Tensor:
+def steps(device: torch.device) -> Tensor:
     """What the 8-bit codes of an absmax stand for, in scales of its block; (256, 1) float32."""
     return ((torch.arange(256, dtype=torch.float32)[:, None] - ZERO) / STEPS).to(device)
 
 
 @cache
-def _pairs(device: torch.device) -> Tensor:
+def pairs(device: torch.device) -> Tensor:
     """The two values of every byte, (256, 2) float32: one look-up instead of two shifts and two look-ups."""
     byte = torch.arange(256)
     return torch.stack([codebook()[byte >> 4], codebook()[byte & 15]], 1).to(device)

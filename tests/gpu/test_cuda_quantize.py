@@ -23,19 +23,25 @@ pytestmark = [
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture
-def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "is_installed", lambda: False)
+def choose(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let NF4 be unpacked by one kernel, or by plain operations."""
+    if name == kernels.BITSANDBYTES:
+        pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is an optional extra")
+    monkeypatch.setattr(kernels, "name_of", lambda like, dtype: name if like.is_cuda else "")
 
 
 def weight(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.usefixtures("without_kernel")
+@pytest.mark.parametrize("kernel", ["", kernels.TRITON])
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("shape", [(96, 160), (33, 70), (2048, 2048)])
-def test_the_gpu_packs_and_unpacks_as_the_cpu_does(kind: str, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(96, 160), (33, 70), (33, 71), (2048, 2048)])
+def test_the_gpu_packs_and_unpacks_as_the_cpu_does(
+    kernel: str, kind: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernels.name_of(weight(1).cuda(), torch.bfloat16)
+    choose(kernel, monkeypatch)
     here, there = LAYERS[kind](weight(*shape)), LAYERS[kind](weight(*shape).cuda())
     for (name, ours), (_, theirs) in zip(here.named_buffers(), there.named_buffers(), strict=True):
         assert torch.equal(ours, theirs.cpu()), name
@@ -53,9 +59,9 @@ def test_bitsandbytes_kernel_gives_our_values(
     functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is an optional extra")
     dense = weight(*shape).cuda()
     layer = NF4Linear(dense)
-    assert kernels.can_run(layer.device, dtype)
+    choose(kernels.BITSANDBYTES, monkeypatch)
     by_kernel = layer.dequantize(dtype).float()
-    monkeypatch.setattr(kernels, "is_installed", lambda: False)
+    choose("", monkeypatch)
     ours = layer.dequantize(dtype).float()
     allowed = torch.finfo(dtype).eps * ours.abs() + 1e-6  # one step of the number format
     assert ((by_kernel - ours).abs() <= allowed).all()

@@ -172,4 +172,4 @@ def test_bitsandbytes_agrees() -> None:
     packed, absmax = quantize_blocks(weight)
     assert torch.equal(theirs.view(-1), packed) and torch.equal(state.absmax, absmax)
     ours = dequantize_blocks(packed, absmax, weight.numel(), torch.float32).view_as(weight)
-    assert (kernels.dequantize_nf4(packed, absmax, (96, 128), torch.float32) - ours).abs().max() < 1e-6
+    assert (kernels.by_bitsandbytes(packed, absmax, (96, 128), torch.float32) - ours).abs().max() < 1e-6
