@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 from core.loss import Head, find_head
 from core.prompt import virtual_ids
 from core.tasks.completion import Completion

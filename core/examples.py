@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from core.config import TrainConfig
 from core.data.records import Record
-from core.data.split import split
+from core.data.split import split_places
 from core.data.template import Progress, tokenize_all
+from core.data.tokenized import TokenTable, lengths_of
 from core.data.truncation import choose_max_length, truncate
 from core.errors import ConfigError, DatasetError, NothingTrainedError
 
@@ -50,19 +52,29 @@ class Example(Protocol):
 class Examples:
     """What a run trains on and measures with."""
 
-    train: tuple[Any, ...]  # of the task's own kind of Example
-    validation: tuple[Any, ...]
+    train: Sequence[Any]  # of the task's own kind of Example
+    validation: Sequence[Any]
     max_length: int  # tokens; longer examples were cut to this
     left_out: tuple[int, ...]  # rows whose prompt alone is longer than that
 
     def sha256(self) -> str:
         """A fingerprint of every token and what is trained of it: equal for equal data, tokenizer and settings."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         digest = hashlib.sha256()
         for part in (self.train, self.validation):
             digest.update(len(part).to_bytes(8, "little"))
-            for example in part:
-                digest.update(array("q", example.fingerprint()).tobytes())
+            for fingerprint in _fingerprints(part):
+                digest.update(fingerprint)
         return digest.hexdigest()
+
+
+def _fingerprints(examples: Sequence[Any]) -> Iterator[bytes]:
+    if isinstance(examples, TokenTable):
+        return examples.fingerprints()
+    return (array("q", example.fingerprint()).tobytes() for example in examples)
 
 
 def prepare_examples(
@@ -86,19 +98,20 @@ def prepare_examples(
             f"{virtual_tokens} virtual tokens leave no room in a context of {context_length}.", "Take fewer."
         )
     context_length = max(0, context_length - virtual_tokens)
-    held_in, held_out = split(records, data.validation_share, data.validation_max_rows, config.seed)
-    whole = tokenize_all([*held_in, *held_out], tokenizer, data.completion_only, progress)
+    places = split_places(records, data.validation_share, data.validation_max_rows, config.seed)
+    whole = tokenize_all(records, tokenizer, data.completion_only, progress)
     limit = context_length or data.max_length
-    wanted = data.max_length or choose_max_length([len(example.input_ids) for example in whole], context_length)
+    wanted = data.max_length or choose_max_length(lengths_of(whole), context_length)
     max_length = min(wanted, limit) if limit else wanted
-    train, short = truncate(whole[: len(held_in)], max_length)
-    validation = [example.cut(max_length) for example in whole[len(held_in) :]]
-    kept = tuple(example for example in validation if example.n_trained)
-    if not sum(example.n_trained for example in train):
+    held_in, held_out = (whole.pick(side) for side in places)
+    train, short = truncate(held_in, max_length)
+    measured = held_out.cut(max_length)
+    is_measured = measured.trained > 0
+    if not train.trained.sum():
         raise NothingTrainedError(
             "No token of the dataset is trained.", "Give the rows answers, or train on whole texts."
         )
-    lost = [example.row for example in validation if not example.n_trained]
+    left_out = sorted([*short, *measured.rows[~is_measured].tolist()])
     before = tuple(range(-1, -1 - virtual_tokens, -1))
-    trained, measured = (tuple(example.after(before) for example in part) for part in (train, kept))
-    return Examples(trained, measured, max_length + virtual_tokens, tuple(sorted([*short, *lost])))
+    validation = measured.pick(is_measured.nonzero()[0])
+    return Examples(train.after(before), validation.after(before), max_length + virtual_tokens, tuple(left_out))

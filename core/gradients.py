@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from core.data.tokenized import lengths_of
 from core.errors import OutOfMemoryError
 from core.loss import device_of
 from core.micro_batches import MicroBatches
@@ -103,7 +104,8 @@ class Gradients:
     def try_longest(self, batch_size: int, trained_parameters: int) -> str:
         """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words."""
         device = device_of(self.model)
-        ordered = sorted(range(len(self.examples)), key=lambda row: -len(self.examples[row].input_ids))[:batch_size]
+        lengths = lengths_of(self.examples)
+        ordered = sorted(range(len(lengths)), key=lambda row: -lengths[row])[:batch_size]
         notes: list[str] = []
         reserve = torch.empty(MOMENT_BYTES * trained_parameters, dtype=torch.uint8, device=device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -137,7 +139,7 @@ class Gradients:
     def _make_room(self) -> str:
         """Make the next attempt smaller and say how; empty when nothing is left to make smaller."""
         device = device_of(self.model).type
-        longest = max(len(example.input_ids) for example in self.examples)
+        longest = max(lengths_of(self.examples))
         full_speed = FULL_SPEED_TOKENS.get(device, FULL_SPEED_TOKENS_ELSEWHERE)
         computed = self._batch.input_ids.numel()
         if self.micro_batches.halve(longest, full_speed, computed):

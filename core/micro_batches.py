@@ -13,6 +13,7 @@ from torch import nn
 
 from core.config import TrainConfig
 from core.data.packing import Shape, divide, shared_prefix
+from core.data.tokenized import lengths_of
 from core.examples import Examples
 from core.loss import device_of
 from core.packed_attention import attention_in_words
@@ -105,7 +106,7 @@ def micro_batches_of(
     model: nn.Module, task: Task, examples: Examples, plan: StepPlan, config: TrainConfig, pad_id: int
 ) -> MicroBatches:
     """Packed batches where task and model take them, else padded ones."""
-    longest = max(len(example.input_ids) for example in (*examples.train, *examples.validation))
+    longest = max([*lengths_of(examples.train), *lengths_of(examples.validation)])
     reason = "" if config.packing else "packing is off"
     reason = reason or ("NEFTune's noise goes by the length of a row" if config.optim.neftune_alpha else "")
     reason = reason or task.why_not_packed(model, longest)

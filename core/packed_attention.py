@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.data.packing import Layout, PackedBatch, pack
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 from core.mode import all_modules, mode
 from core.ops.precision import compute_dtype
 

@@ -30,6 +30,7 @@ from core.data.augmentation import augmentation
 from core.data.batching import Sampler
 from core.data.records import Record
 from core.data.template import Progress
+from core.data.tokenized import lengths_of
 from core.determinism import deterministic
 from core.embedding_noise import embedding_noise
 from core.errors import DivergedError
@@ -101,11 +102,12 @@ class Trainer:
         self.rule.sample = self._sample
         self.task.bind(model, config)
         self.fast_path = FastPath(model, config.fast_path)
+        lengths = lengths_of(self.examples.train)
         self.sampler = Sampler(
-            [len(example.input_ids) for example in self.examples.train],
+            lengths,
             self.plan.batch_size,
             config.seed,
-            [len(example.input_ids) for example in self.examples.train] if config.data.curriculum != "none" else None,
+            lengths if config.data.curriculum != "none" else None,
         )
         self.micro_batches = micro_batches_of(model, self.task, self.examples, self.plan, config, self._pad_id)
         self.gradients = Gradients(model, self.task, self.examples.train, self.micro_batches, self._start_over)
@@ -183,7 +185,7 @@ class Trainer:
         count = sum(parameter.numel() for parameter in self.parameters)
         with self._training():
             self.notes.append(self.gradients.try_longest(self.plan.batch_size, count))
-        longest = max(len(example.input_ids) for example in self.examples.train)
+        longest = max(lengths_of(self.examples.train))
         refusal = "" if self.config.graphs else "graphs are off"
         refusal = "the run is deterministic" if self.config.deterministic else refusal
         self.gradients.graphs.enable(self.plan.batch_size, longest, refusal)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 WINDOW_STEPS = 8  # rows are sorted by length within this many optimizer steps

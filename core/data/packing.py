@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 

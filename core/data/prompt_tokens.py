@@ -6,16 +6,14 @@ itself. So of a prompt only what follows its last special token has to be tokeni
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from core.data.encoded import Encoded
 from core.data.rendering import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Encoded = tuple[Sequence[int], Sequence[int]]  # token ids, and the character at which each starts
 
 
 def prompt_tokens(
@@ -31,24 +29,23 @@ def prompt_tokens(
     known = tokenizer.added_tokens_decoder.items()
     special = {number: token.content for number, token in known if token.special and not token.normalized}
     tails = [
-        [_tail(text, *one, place, special) for place in ats]
+        [_tail(text, one, place, special) for place in ats]
         for text, one, ats in zip(texts, encoded, places, strict=True)
     ]
     different = list(dict.fromkeys(tail for row in tails for _, tail in row))
     tokens = dict(zip(different, encode(different, tokenizer), strict=True))
-    for (ids, _), row in zip(encoded, tails, strict=True):
+    for one, row in zip(encoded, tails, strict=True):
         ends = [(first, first + len(tokens[tail]), tokens[tail]) for first, tail in row]
-        yield [end if list(ids[first:end]) == own else None for first, end, own in ends]
+        yield [end if one.ids[first:end] == own else None for first, end, own in ends]
 
 
-def _tail(
-    text: str, ids: Sequence[int], starts: Sequence[int], place: int, special: Mapping[int, str]
-) -> tuple[int, str]:
+def _tail(text: str, encoded: Encoded, place: int, special: Mapping[int, str]) -> tuple[int, str]:
     """The last special token that starts before a place, or else the first token, and the text from there on.
 
     The text is looked at as well, for a byte that is written with the token <0x41> may be one of the special ones.
     """
-    for token in range(bisect_left(starts, place) - 1, 0, -1):
-        if ids[token] in special and text.startswith(special[ids[token]], starts[token]):
-            return token, text[starts[token] : place]
+    for token in range(encoded.tokens_before(place) - 1, 0, -1):
+        content = special.get(encoded.ids[token])
+        if content is not None and text.startswith(content, start := encoded.start(token)):
+            return token, text[start:place]
     return 0, text[:place]

@@ -14,6 +14,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from core.data.chat_template import ChatTemplate
+from core.data.encoded import Encoded
 from core.data.records import Message, ToolCall
 from core.errors import DatasetError, ModelError
 from core.limits import CPU_S, MEMORY_BYTES, LimitError, Limits
@@ -37,24 +39,21 @@ def render(
     Gemma's refuses system messages, or writes no tools, and ModelError when it takes too long or too much memory.
     """
     texts: list[str] = []
+    template = ChatTemplate(tokenizer)
     with Limits() as limits:
         for turns, given in zip(conversations, tools or [""] * len(conversations), strict=True):
             limits.renew()
-            texts.append(_apply(turns, tokenizer, add_generation_prompt, json.loads(given) if given else None))
+            texts.append(_apply(template, turns, add_generation_prompt, json.loads(given) if given else None))
             _check_tools(turns, given, texts[-1])
     return texts
 
 
-def _apply(
-    turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool, tools: Any
-) -> str:
+def _apply(template: ChatTemplate, turns: Sequence[Message], add_generation_prompt: bool, tools: Any) -> str:
     from jinja2 import TemplateError
 
     plain = [_as_dict(turn) for turn in turns]
     try:
-        text: Any = tokenizer.apply_chat_template(
-            plain, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = template.render(plain, tools, add_generation_prompt)
     except (LimitError, MemoryError, RecursionError):
         raise _too_much(f"takes over {CPU_S:.0f} s or {MEMORY_BYTES >> 30} GiB") from None
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
@@ -64,7 +63,7 @@ def _apply(
         ) from error
     if len(text) > MAX_RENDERED:
         raise _too_much(f"makes {len(text):,} characters")
-    return str(text)
+    return text
 
 
 def _too_much(what: str) -> ModelError:
@@ -97,7 +96,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 def _check_tools(turns: Sequence[Message], tools: str, text: str) -> None:
     """Many templates know no tools and pass over them in silence."""
     names = [call.name for turn in turns for call in turn.tool_calls]
-    names += [tool["function"]["name"] for tool in json.loads(tools or "[]")]
+    names += [tool["function"]["name"] for tool in json.loads(tools)] if tools else []
     lost = next((name for name in names if name not in text), None)
     if lost is not None:
         raise DatasetError(
@@ -108,27 +107,18 @@ def _check_tools(turns: Sequence[Message], tools: str, text: str) -> None:
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each text, with no special tokens added: a template writes its own, and BOS must not come twice."""
-    return [ids for ids, _ in _encode(texts, tokenizer, offsets=False)]
+    return [encoded.ids for encoded in encode_with_places(texts, tokenizer)]
 
 
-def encode_with_offsets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
-    """`encode`, with the character at which each token starts."""
-    return _encode(texts, tokenizer, offsets=True)
-
-
-def _encode(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, offsets: bool
-) -> list[tuple[list[int], list[int]]]:
+def encode_with_places(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """`encode`, with the characters that the tokens stand for."""
     if not texts:
         return []
-    encoded: Any = tokenizer(
+    made: Any = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False,
-        return_offsets_mapping=offsets, padding=False, truncation=False, verbose=False,
+        padding=False, truncation=False, verbose=False,
     )  # fmt: skip
-    if not offsets:
-        return [(ids, []) for ids in encoded["input_ids"]]
-    starts = [[start for start, _ in spans] for spans in encoded["offset_mapping"]]
-    return list(zip(encoded["input_ids"], starts, strict=True))
+    return [Encoded(encoding) for encoding in made.encodings]
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: str = "") -> list[int]:

@@ -11,7 +11,14 @@ MIN_ROWS = 10  # from here on at least one row is held out
 
 
 def split(records: Sequence[Record], share: float, max_rows: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Divide records into (train, validation), each in its first order; about `share` of the rows are held out.
+    """Divide records into (train, validation) as `split_places` does."""
+    held = set(split_places(records, share, max_rows, seed)[1])
+    train = [record for index, record in enumerate(records) if index not in held]
+    return train, [record for index, record in enumerate(records) if index in held]
+
+
+def split_places(records: Sequence[Record], share: float, max_rows: int, seed: int) -> tuple[list[int], list[int]]:
+    """The places of the records in (train, validation), each in order; about `share` of the rows are held out.
 
     Rows with equal prompts stay on one side: a validation loss over prompts that were trained on would flatter.
     Only when one prompt fills the whole dataset are equal rows, rather than equal prompts, kept together.
@@ -23,16 +30,15 @@ def split(records: Sequence[Record], share: float, max_rows: int, seed: int) -> 
     held = _held_out(records, wanted, seed, lambda record: record.prompt)
     if wanted and not held:
         held = _held_out(records, wanted, seed, lambda record: record.whole)
-    train = [record for index, record in enumerate(records) if index not in held]
-    return train, [record for index, record in enumerate(records) if index in held]
+    return [index for index in range(len(records)) if index not in held], sorted(held)
 
 
 def _held_out(records: Sequence[Record], wanted: int, seed: int, key: Callable[[Record], str]) -> set[int]:
     """Indices of whole groups, in an order drawn by the seed, until `wanted` rows are reached."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[bytes, list[int]] = {}
     for index, record in enumerate(records):
-        groups.setdefault(key(record), []).append(index)
-    drawn = sorted(groups.items(), key=lambda group: _draw(seed, group[0]))
+        groups.setdefault(_draw(seed, key(record)), []).append(index)
+    drawn = sorted(groups.items())
     held: set[int] = set()
     for _, rows in drawn:
         if len(held) + len(rows) <= wanted:

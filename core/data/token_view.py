@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.data.records import Record
-from core.data.template import CHUNK, Progress, TokenizedExample, tokenize_all
+from core.data.template import CHUNK, Progress, tokenize_all
+from core.data.tokenized import TokenizedExample
 from core.data.truncation import choose_max_length
 from core.errors import DatasetError
 
@@ -102,7 +103,7 @@ class LengthMeter:
 
     def _tokenized(
         self, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, completion_only: bool
-    ) -> list[TokenizedExample]:
+    ) -> Sequence[TokenizedExample]:
         try:
             return tokenize_all(records, tokenizer, completion_only)
         except DatasetError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from core.errors import DatasetError
 
 if TYPE_CHECKING:
-    from core.data.template import TokenizedExample
+    from core.data.tokenized import TokenTable
 
 PERCENTILE = 0.99
 MULTIPLE = 64  # lengths are rounded up to this, which suits the hardware
@@ -23,17 +23,18 @@ def choose_max_length(lengths: Sequence[int], limit: int = 0) -> int:
     return min(rounded, limit) if limit else rounded
 
 
-def truncate(examples: Sequence[TokenizedExample], max_length: int) -> tuple[list[TokenizedExample], list[int]]:
+def truncate(examples: TokenTable, max_length: int) -> tuple[TokenTable, list[int]]:
     """Cut the right end of what is longer than `max_length` tokens; 0 cuts nothing.
 
     Returns the examples that still train at least one token, and the row numbers of those that do not (their
     prompt alone is too long). Raises DatasetError when no example is left.
     """
-    cut = [example.cut(max_length) for example in examples]
-    kept = [example for example in cut if example.n_trained]
-    if examples and not kept:
+    cut = examples.cut(max_length)
+    is_trained = cut.trained > 0
+    if examples and not is_trained.any():
         raise DatasetError(
             f"No row has anything left to train within {max_length:,} tokens: the prompts alone are longer.",
             "Raise the maximum length, or shorten the prompts.",
         )
-    return kept, [example.row for example in cut if not example.n_trained]
+    lost: list[int] = cut.rows[~is_trained].tolist()
+    return cut.pick(is_trained.nonzero()[0]), lost

@@ -19,7 +19,8 @@ from core.config import TrainConfig
 from core.data.batching import Batch, collate
 from core.data.records import Record
 from core.data.split import split
-from core.data.template import Progress, TokenizedExample, tokenize_all
+from core.data.template import Progress, tokenize_all
+from core.data.tokenized import TokenizedExample
 from core.data.truncation import choose_max_length
 from core.errors import ConfigError, DatasetError
 from core.examples import Examples

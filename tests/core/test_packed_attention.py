@@ -30,7 +30,7 @@ from core import packed_attention
 from core.adapters import adapter_parameters, inject
 from core.config import AdapterConfig, TrainConfig
 from core.data.packing import Shape, pack, shared_prefix
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 from core.micro_batches import drops_at_random
 from core.tasks.completion import Completion
 

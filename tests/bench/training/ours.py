@@ -8,7 +8,7 @@ from typing import Any
 
 from core.adapters import inject
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 from core.examples import Examples
 from core.tasks.completion import Completion
 from core.train import StepMetrics, Trainer

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.batching import IGNORED, Sampler, collate
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 
 PAD = 2
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.packing import IGNORED, Shape, divide, pack, shared_prefix
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample
 
 
 def example(ids: list[int], trained: int, row: int = 1) -> TokenizedExample:

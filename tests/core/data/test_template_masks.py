@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from core.data.prompt_tokens import prompt_tokens
 from core.data.records import Message, Record, ToolCall
-from core.data.rendering import encode, encode_prompt, encode_with_offsets, render
-from core.data.template import TokenizedExample, tokenize, tokenize_all
+from core.data.rendering import encode, encode_prompt, encode_with_places, render
+from core.data.template import tokenize, tokenize_all
+from core.data.tokenized import TokenizedExample
 from core.errors import DatasetError, ModelError
 
 
@@ -264,10 +265,10 @@ def test_prompts_are_checked_as_if_tokenised_whole(family: tuple[Family, PreTrai
     chosen, tokenizer = family
     turns = [turn for turn in record(CHATS["multi"]).messages if chosen.system or turn.role != S]
     text = render([turns], tokenizer, False)[0]
-    whole = encode_with_offsets([text], tokenizer)
+    whole = encode_with_places([text], tokenizer)
     places = range(1, len(text))
     prefixes = encode([text[:place] for place in places], tokenizer)
-    expected = [len(prefix) if whole[0][0][: len(prefix)] == prefix else None for prefix in prefixes]
+    expected = [len(prefix) if whole[0].ids[: len(prefix)] == prefix else None for prefix in prefixes]
     assert None in expected and any(expected)
     assert list(prompt_tokens([text], whole, [places], tokenizer)) == [expected]
 

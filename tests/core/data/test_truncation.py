@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.data.template import TokenizedExample
+from core.data.tokenized import TokenizedExample, TokenTable
 from core.data.truncation import choose_max_length, truncate
 from core.errors import DatasetError
 
@@ -29,7 +29,7 @@ def test_choice_is_the_99th_percentile() -> None:
 
 
 def test_cuts_the_end_and_leaves_out_what_has_nothing_to_train() -> None:
-    kept, left_out = truncate([example(5, 5, row=1), example(8, 2, row=2), example(1, 1, row=3)], 8)
+    kept, left_out = truncate(TokenTable.of([example(5, 5, row=1), example(8, 2, row=2), example(1, 1, row=3)]), 8)
     assert [(item.row, len(item.input_ids), item.n_trained) for item in kept] == [(1, 8, 3), (3, 2, 1)]
     assert left_out == [2]
     assert truncate(kept, 0) == (kept, [])
@@ -37,4 +37,4 @@ def test_cuts_the_end_and_leaves_out_what_has_nothing_to_train() -> None:
 
 def test_nothing_left_at_all_is_an_error() -> None:
     with pytest.raises(DatasetError, match="within 8 tokens"):
-        truncate([example(8, 2, row=2)], 8)
+        truncate(TokenTable.of([example(8, 2, row=2)]), 8)

@@ -1,0 +1,60 @@
+"""A tokenizer's chat template, called directly.
+
+`apply_chat_template` copies everything that it is given, at each call, which takes longer than the template. Turns of
+ours are plain JSON already, so the template that transformers compiled is called with them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turns = Sequence[Mapping[str, Any]]
+Template = Callable[[Turns, Any, bool], str]  # the turns, the tools or None, whether to add the generation prompt
+
+
+class ChatTemplate:
+    """The template of one tokenizer; what it raises, transformers' and jinja's errors, is left to the caller.
+
+    The first conversation of each kind, with tools and without, is rendered both ways: where the two differ, as they
+    may in another version of transformers, everything is rendered by `apply_chat_template`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._chosen: dict[tuple[bool, bool], Template] = {}
+
+    def render(self, turns: Turns, tools: Any, add_generation_prompt: bool) -> str:
+        """The text of a conversation."""
+        kind = (tools is not None, add_generation_prompt)
+        if kind in self._chosen:
+            return self._chosen[kind](turns, tools, add_generation_prompt)
+        text = self._applied(turns, tools, add_generation_prompt)
+        direct = self._direct(tools)
+        is_same = direct is not None and direct(turns, tools, add_generation_prompt) == text
+        self._chosen[kind] = direct if direct is not None and is_same else self._applied
+        return text
+
+    def _applied(self, turns: Turns, tools: Any, add_generation_prompt: bool) -> str:
+        applied: Any = self._tokenizer.apply_chat_template
+        text = applied(list(turns), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return str(text)
+
+    def _direct(self, tools: Any) -> Template | None:
+        try:
+            from transformers.utils.chat_template_utils import _compile_jinja_template as compiled
+        except ImportError:
+            return None
+        given: Any = self._tokenizer
+        run: Any = compiled(given.get_chat_template(None, tools)).render
+        tokens = dict(given.special_tokens_map)
+
+        def direct(turns: Turns, tools: Any, add_generation_prompt: bool) -> str:
+            return str(
+                run(messages=turns, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **tokens)
+            )
+
+        return direct
