@@ -148,28 +148,33 @@ def why_no_varlen(device: torch.device, dtype: torch.dtype, size: int, value_siz
     return "" if _has_varlen() else "this torch does not have it"
 
 
-@cache
 def _has_varlen() -> bool:
     """Whether torch has it in the form of 2.11 and newer."""
+    return "window_size" in _varlen_options()
+
+
+@cache
+def _varlen_options() -> frozenset[str]:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return False
-    return "window_size" in signature(varlen_attn).parameters
+        return frozenset()
+    return frozenset(signature(varlen_attn).parameters)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
     """All examples in one kernel: FlashAttention over `bounds` (torch.nn.attention.varlen)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # torch 2.11 knows no grouped heads here
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    is_grouped = query.shape[1] != key.shape[1]  # torch 2.11 takes that as it is, newer ones want to be told
+    told: Any = {"enable_gqa": True} if is_grouped and "enable_gqa" in _varlen_options() else {}
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # (T, H, D)
     bounds: Any = layout.bounds
     window = (settings.window - 1, 0) if settings.window else (-1, 0)
     longest = layout.longest
-    out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=settings.scaling, window_size=window)
+    out: Any = varlen_attn(
+        q, k, v, bounds, bounds, longest, longest, scale=settings.scaling, window_size=window, **told
+    )
     made: Tensor = out[None]
     return made
 

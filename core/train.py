@@ -215,9 +215,12 @@ class Trainer:
             self.gradients.prepared.look_ahead(self.sampler.peek_rows(), self.step + 1)
         if (penalty := self.rule.regularizer()) is not None:
             torch.autograd.backward(penalty)
-        grad_norm, figures = self._checked_norm(summed)
+        grad_norm, outcome = self._outcome(summed)
         rate = learning_rate(self.step + 1, self.total_steps, self.config.optim)
+        if not self.rule.is_plain:
+            self._checked(outcome, summed)  # the rule of a method may read the gradient, or change weights by itself
         self._update(rate, grad_norm)
+        figures = self._checked(outcome, summed)
         self.step += 1
         return {
             "loss": sum(figures[1:]) / trained,
@@ -245,18 +248,24 @@ class Trainer:
     def _clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=not self.gradients.keeps_buffers)
 
-    def _checked_norm(self, summed: Summed) -> tuple[Tensor, list[float]]:
-        """The length of the whole gradient, and the same with the losses as numbers, in one transfer from the device.
+    def _outcome(self, summed: Summed) -> tuple[Tensor, Tensor]:
+        """The length of the whole gradient, and the same with all losses in one tensor.
 
-        DivergedError, before any weight has changed, when one is not finite.
+        Where one is not finite, the optimizer changes nothing, without anyone having to wait for the device.
         """
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        figures: list[float] = torch.stack([norm.to(summed.losses[0]), *summed.losses]).tolist()
+        outcome = torch.stack([norm.to(summed.losses[0]), *summed.losses])
+        self.optimizer.found_inf = (~torch.isfinite(outcome).all()).float()  # type: ignore[attr-defined]
+        return norm, outcome
+
+    def _checked(self, outcome: Tensor, summed: Summed) -> list[float]:
+        """The outcome as numbers, in one transfer from the device; DivergedError when one is not finite."""
+        figures: list[float] = outcome.tolist()
         if not all(map(math.isfinite, figures)):
             self._clear_gradients()
             raise self._diverged(figures[1:], summed.micro_batches)
-        return norm, figures
+        return figures
 
     def _update(self, rate: float, grad_norm: Tensor) -> None:
         if self.config.optim.max_grad_norm:

@@ -27,6 +27,11 @@ class TrainingRule:
         self.sample: Callable[[], None] = _nothing  # runs the model over a sample of rows: no gradient, no dropout
         self.reconfigure: Callable[[AdapterConfig], None] = _keep  # tells the model's record of a changed config
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether updates are the optimizer's alone."""
+        return type(self) is TrainingRule
+
     def regularizer(self) -> Tensor | None:
         """A scalar added to the mean loss of step, or None."""
         return None
