@@ -13,6 +13,7 @@ from core.config import TrainConfig
 from core.data.records import Record
 from core.data.split import split_places
 from core.data.template import Progress, tokenize_all
+from core.data.token_cache import TokenCache
 from core.data.tokenized import TokenTable, lengths_of
 from core.data.truncation import choose_max_length, truncate
 from core.errors import ConfigError, DatasetError, NothingTrainedError
@@ -84,10 +85,12 @@ def prepare_examples(
     context_length: int = 0,
     progress: Progress | None = None,
     virtual_tokens: int = 0,
+    cache: TokenCache | None = None,
 ) -> Examples:
     """Split the records, tokenise both sides, and cut them to the longest length the settings and the model allow.
 
-    `virtual_tokens` are put before each (`core.prompt`) and count towards that length.
+    `virtual_tokens` are put before each (`core.prompt`) and count towards that length. Tokens that
+    the `cache` has are not made again.
     Raises DatasetError when there is nothing to train on.
     """
     if not records:
@@ -99,7 +102,7 @@ def prepare_examples(
         )
     context_length = max(0, context_length - virtual_tokens)
     places = split_places(records, data.validation_share, data.validation_max_rows, config.seed)
-    whole = tokenize_all(records, tokenizer, data.completion_only, progress)
+    whole = tokenize_all(records, tokenizer, data.completion_only, progress, cache)
     limit = context_length or data.max_length
     wanted = data.max_length or choose_max_length(lengths_of(whole), context_length)
     max_length = min(wanted, limit) if limit else wanted

@@ -39,7 +39,7 @@ class TokenClient(HelperClient):
     ) -> LengthsView:
         """How long a dataset's rows are in tokens, and what of them is trained; `stored` is their file, if any."""
         given: Any = str(stored) if stored else [as_dict(record) for record in records]
-        fields = {"records": given, "ask": "lengths"}
+        fields = {"records": given, "ask": "lengths", "cache": str(self.workspace.tokens)}
         reply = _last(self.replies(_request(model, fields, max_length, completion_only)))
         found = reply["lengths"]
         return LengthsView(

@@ -1,7 +1,7 @@
 """The process that shows a dataset as tokens: `python -P -m studio.tokens --workspace DIR`, JSON lines in and out.
 
     in   {"id": 1, "model": folder, "records": file or [record], "ask": "rows", "max_length": 0}
-         {"id": 2, ..., "ask": "lengths", "max_length": 0, "completion_only": true}
+         {"id": 2, ..., "ask": "lengths", "max_length": 0, "completion_only": true, "cache": folder}
     out  {"id": 1, "rows": [{"row": 7, "pieces": [[text, state]], ...}], "done": true}
          {"id": 2, "message": "...", "done": false}   then   {"id": 2, "lengths": {...}, "of": 320, "done": true}
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.data.record_file import RecordFile, from_dict
 from core.data.records import Record
+from core.data.token_cache import TokenCache
 from core.errors import DatasetError
 from studio.chat import Reply, run
 
@@ -48,7 +49,8 @@ class TokenEngine:
         key = f"{request['model']}\0{request['records']}\0{request['completion_only']}"
         if key not in self._meters:
             yield {"message": "Counting tokens", "done": False}
-            self._meters = {key: _meter(records, tokenizer, request["completion_only"], stop)}
+            cache = TokenCache(Path(request["cache"])) if request.get("cache") else None
+            self._meters = {key: _meter(records, tokenizer, request["completion_only"], stop, cache)}
         measured = self._meters[key].measure(request["max_length"], context_length)
         yield {"lengths": asdict(measured), "of": len(records), "done": True}
 
@@ -59,7 +61,11 @@ class TokenEngine:
 
 
 def _meter(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, completion_only: bool, stop: Callable[[], bool]
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    completion_only: bool,
+    stop: Callable[[], bool],
+    cache: TokenCache | None,
 ) -> LengthMeter:
     from core.data.token_view import LengthMeter
 
@@ -67,8 +73,9 @@ def _meter(
         if stop():
             raise DatasetError("The counting was stopped.", "Ask again.")
 
-    chosen = records[:: max(1, -(-len(records) // MEASURED_ROWS))]
-    return LengthMeter(chosen, tokenizer, completion_only, go_on)
+    if len(records) <= MEASURED_ROWS:
+        return LengthMeter(records, tokenizer, completion_only, go_on, cache)
+    return LengthMeter(records[:: -(-len(records) // MEASURED_ROWS)], tokenizer, completion_only, go_on)
 
 
 def _row(record: Record, tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Workspace:
     @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder of the workspace."""
-        return (self.datasets, self.models, self.adapters, self.runs, self.tmp)
+        return (self.datasets, self.models, self.adapters, self.runs, self.tokens, self.tmp)
 
     @property
     def database(self) -> Path:
@@ -112,6 +112,11 @@ class Workspace:
     def runs(self) -> Path:
         """One folder a job: its log, its lock and its checkpoints."""
         return self.root / "runs"
+
+    @property
+    def tokens(self) -> Path:
+        """Datasets as the tokens of a model, kept for the next time; may be deleted at any time."""
+        return self.root / "tokens"
 
     @property
     def tmp(self) -> Path:

@@ -42,7 +42,7 @@ class RecordWriter:
 
     def add(self, record: Record) -> None:
         """Write one record."""
-        line = json.dumps(as_dict(record), ensure_ascii=False).encode() + b"\n"
+        line = line_of(record)
         self._index.write(self._at.to_bytes(8, "little"))
         self._records.write(line)
         self._digest.update(line)
@@ -89,6 +89,14 @@ class RecordFile(Sequence[Record]):
             for line in file:
                 yield from_dict(json.loads(line))
 
+    def lines(self, start: int, stop: int) -> bytes:
+        """The records from `start` to before `stop` as they stand in the file."""
+        if start >= len(self):
+            return b""
+        with self.path.open("rb") as file:
+            file.seek(self._starts[start])
+            return file.read(self._starts[stop] - self._starts[start] if stop < len(self) else -1)
+
     def sha256(self) -> str:
         """Of the records' file, read anew."""
         with self.path.open("rb") as file:
@@ -97,6 +105,18 @@ class RecordFile(Sequence[Record]):
     def _read(self, file: Any, start: int) -> Record:
         file.seek(start)
         return from_dict(json.loads(file.readline()))
+
+
+def line_of(record: Record) -> bytes:
+    """A record as it stands in the file."""
+    return json.dumps(as_dict(record), ensure_ascii=False).encode() + b"\n"
+
+
+def lines_of(records: Sequence[Record], start: int, stop: int) -> bytes:
+    """The records from `start` to before `stop` as they stand, or would stand, in a `RecordFile`."""
+    if isinstance(records, RecordFile):
+        return records.lines(start, stop)
+    return b"".join(map(line_of, records[start:stop]))
 
 
 def as_dict(record: Record) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from core.data.records import Record
 from core.data.template import CHUNK, Progress, tokenize_all
-from core.data.tokenized import TokenizedExample
+from core.data.token_cache import TokenCache
+from core.data.tokenized import TokenizedExample, TokenTable, lengths_of
 from core.data.truncation import choose_max_length
 from core.errors import DatasetError
 
@@ -67,45 +68,57 @@ class LengthMeter:
         tokenizer: PreTrainedTokenizerBase,
         completion_only: bool = True,
         progress: Progress | None = None,
+        cache: TokenCache | None = None,
     ) -> None:
         """Tokenise the records; those that the template refuses are counted, not raised."""
         self.refused, self.refusal = 0, ""
-        self._lengths: list[int] = []
-        self._trained: list[tuple[int, ...]] = []  # of each row, the places of its trained tokens
-        for start in range(0, len(records), CHUNK):
-            for example in self._tokenized(records[start : start + CHUNK], tokenizer, completion_only):
-                self._lengths.append(len(example.input_ids))
-                self._trained.append(tuple(at for at, is_trained in enumerate(example.loss_mask) if is_trained))
-            if progress:
-                progress(min(start + CHUNK, len(records)), len(records))
-        if not self._lengths:
+        try:
+            self._table = tokenize_all(records, tokenizer, completion_only, progress, cache)
+        except DatasetError:  # some rows are refused, or nobody waits for the answer any more
+            self._table = self._without_refused(records, tokenizer, completion_only, progress)
+        if not self._table:
             raise DatasetError(self.refusal or "The dataset has no usable row.", "Choose another model.")
 
     def measure(self, max_length: int = 0, context_length: int = 0) -> Measurement:
         """The figures at one maximum length; 0 is the one that training would choose."""
-        chosen = max_length or choose_max_length(self._lengths, context_length)
+        lengths = lengths_of(self._table)
+        chosen = max_length or choose_max_length(lengths, context_length)
         chosen = min(chosen, context_length) if context_length else chosen
-        left = [sum(at < chosen for at in places) for places in self._trained]
-        edges, counts = _histogram(self._lengths)
+        left: list[int] = self._table.cut(chosen).trained.tolist()
+        edges, counts = _histogram(lengths)
         return Measurement(
-            rows=len(self._lengths),
-            tokens=sum(min(length, chosen) for length in self._lengths),
+            rows=len(lengths),
+            tokens=sum(min(length, chosen) for length in lengths),
             trained=sum(left),
             max_length=chosen,
-            cut_rows=sum(length > chosen for length in self._lengths),
+            cut_rows=sum(length > chosen for length in lengths),
             lost_rows=left.count(0),
-            percentiles={str(share): _percentile(self._lengths, share) for share in PERCENTILES},
+            percentiles={str(share): _percentile(lengths, share) for share in PERCENTILES},
             edges=edges,
             counts=counts,
             refused=self.refused,
             refusal=self.refusal,
         )
 
+    def _without_refused(
+        self,
+        records: Sequence[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        completion_only: bool,
+        progress: Progress | None,
+    ) -> TokenTable:
+        tables = []
+        for start in range(0, len(records), CHUNK):
+            tables += self._tokenized(records[start : start + CHUNK], tokenizer, completion_only)
+            if progress:
+                progress(min(start + CHUNK, len(records)), len(records))
+        return TokenTable.joined(tables)
+
     def _tokenized(
         self, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, completion_only: bool
-    ) -> Sequence[TokenizedExample]:
+    ) -> list[TokenTable]:
         try:
-            return tokenize_all(records, tokenizer, completion_only)
+            return [tokenize_all(records, tokenizer, completion_only)]
         except DatasetError as error:
             if len(records) > 1:
                 return [one for record in records for one in self._tokenized([record], tokenizer, completion_only)]

@@ -89,6 +89,11 @@ class TokenTable(Sequence[TokenizedExample]):
         self._example = lru_cache(AT_HAND)(self._made)
 
     @classmethod
+    def joined(cls, tables: Sequence[TokenTable]) -> TokenTable:
+        """The whole parts of several tables as one table."""
+        return cls([part for table in tables for part in table._parts])
+
+    @classmethod
     def of(cls, examples: Sequence[TokenizedExample]) -> TokenTable:
         """The table of examples that are objects already."""
         lengths = np.array([len(example.input_ids) for example in examples], np.int64)

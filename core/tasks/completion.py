@@ -50,7 +50,7 @@ class Completion(Task):
         virtual_tokens: int,
     ) -> Examples:
         """Conversations as tokens, of which the answers are trained."""
-        return prepare_examples(records, tokenizer, config, context_length, progress, virtual_tokens)
+        return prepare_examples(records, tokenizer, config, context_length, progress, virtual_tokens, self.cache)
 
     def collate(self, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
         """Token ids and labels (B, T)."""

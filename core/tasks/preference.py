@@ -18,8 +18,9 @@ from core.adapters.inject import activate, adapters_of
 from core.config import TrainConfig
 from core.data.batching import Batch, collate
 from core.data.records import Record
-from core.data.split import split
+from core.data.split import split_places
 from core.data.template import Progress, tokenize_all
+from core.data.token_cache import TokenCache
 from core.data.tokenized import TokenizedExample
 from core.data.truncation import choose_max_length
 from core.errors import ConfigError, DatasetError
@@ -106,8 +107,8 @@ class Preference(Task):
     ) -> Examples:
         """Pairs as tokens, cut at the longest length; pairs whose answers do not differ within it are left out."""
         data = config.data
-        held_in, held_out = split(records, data.validation_share, data.validation_max_rows, config.seed)
-        pairs = _pairs([*held_in, *held_out], tokenizer, progress)
+        places = split_places(records, data.validation_share, data.validation_max_rows, config.seed)
+        pairs = _pairs(records, tokenizer, progress, self.cache)
         room = max(0, context_length - virtual_tokens)
         lengths = [max(len(one.input_ids), len(other.input_ids)) for one, other in pairs]
         longest = data.max_length or choose_max_length(lengths, room)
@@ -115,8 +116,7 @@ class Preference(Task):
         before = tuple(range(-1, -1 - virtual_tokens, -1))
         cut = [_differing(one.cut(longest), other.cut(longest)) for one, other in pairs]
         train, validation = (
-            tuple(pair.after(before) for pair in part if pair is not None)
-            for part in (cut[: len(held_in)], cut[len(held_in) :])
+            tuple(pair.after(before) for pair in (cut[place] for place in side) if pair is not None) for side in places
         )
         if not train:
             raise DatasetError("No pair has two different answers left to train.", "Raise the maximum length.")
@@ -171,10 +171,14 @@ class Preference(Task):
 
 
 def _pairs(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, progress: Progress | None
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress | None,
+    cache: TokenCache | None,
 ) -> list[tuple[TokenizedExample, TokenizedExample]]:
     rejected = [replace(record, messages=record.rejected) for record in records]
-    return list(zip(tokenize_all(records, tokenizer, True, progress), tokenize_all(rejected, tokenizer), strict=True))
+    chosen = tokenize_all(records, tokenizer, True, progress, cache)
+    return list(zip(chosen, tokenize_all(rejected, tokenizer, cache=cache), strict=True))
 
 
 def _differing(one: TokenizedExample, other: TokenizedExample) -> PreferenceExample | None:

@@ -15,6 +15,7 @@ from core.config import TrainConfig
 from core.data.packing import PackedBatch, Shape
 from core.data.records import Record
 from core.data.template import Progress
+from core.data.token_cache import TokenCache
 from core.examples import Example, Examples
 from core.mode import mode
 from core.models import load_model
@@ -74,6 +75,7 @@ class Task:
         raise NotImplementedError
 
     label_smoothing = 0.0  # while training; measured is the plain loss
+    cache: TokenCache | None = None  # where tokens may be kept from one run to the next
 
     def bind(self, model: nn.Module, config: TrainConfig) -> None:
         """Called once with the model as it will train, its adapter on it; extend it."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from studio.views import JobView
 
 POLL_S = 0.3
+TRAINING = "Training"  # what a job says while its steps run
 
 
 def follow(studio: Studio, job_id: str) -> JobView:
@@ -62,7 +63,9 @@ def _bar() -> Progress:
 
 def _facts(job: JobView) -> str:
     """Step, losses, speed and time left, as far as they are known."""
-    parts = [f"{job.step}/{job.total_steps}" if job.total_steps else job.message or job.state]
+    count = f"{job.step}/{job.total_steps}" if job.total_steps else ""
+    at_work = "" if job.message == TRAINING and count else job.message or job.state  # steps need no word
+    parts = [part for part in (at_work, count) if part]
     if job.loss is not None:
         parts.append(f"loss {job.loss:.3f}")
     if job.eval_loss is not None:

@@ -11,12 +11,15 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import checkpoint_bytes, damaged_since, latest_checkpoint, load_checkpoint, prune, save_checkpoint
 from core.config import TrainConfig, from_dict
+from core.data.token_cache import TokenCache
 from core.durable import check_free, file_sha256, verify_folder
 from core.errors import CheckpointError, MissingModelError
 from core.export.method_file import METHOD_NAME
@@ -32,6 +35,7 @@ from studio.kinds.kind import Outcome, job_kind
 from studio.tables import AdapterRow, ModelRow
 
 if TYPE_CHECKING:
+    from core.data.template import Progress
     from core.step_metrics import StepMetrics
     from core.train import Trainer
 
@@ -77,12 +81,36 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset:
     loaded, tokenizer = context.wait_for(lambda: task.load(folder, config))
     context.say(f"Tokenising {len(dataset):,} rows")
     config = _with_new_modules(config, task.new_modules(loaded))
-    glance = lambda done, total: context.glance()  # noqa: E731
-    trainer = Trainer(loaded, tokenizer, dataset.records, config, progress=glance, task=task)
+    task.cache = TokenCache(context.workspace.tokens)
+    with _counting_rows(context) as progress:
+        trainer = Trainer(loaded, tokenizer, dataset.records, config, progress=progress, task=task)
     logger.info("%s", trainer.micro_batches.describe())
     logger.info("%s", trainer.path)
     _log_left_out(trainer.examples.left_out, trainer.examples.max_length)
     return trainer
+
+
+@contextmanager
+def _counting_rows(context: JobContext) -> Iterator[Progress]:
+    """Give a function that shows the rows done as the job's bar; afterwards the bar shows steps again, as before.
+
+    It raises Leave when the job has to give way; what is tokenised by then stays in the cache.
+    """
+    began, started = context.attempt.job(), time.monotonic()
+    at_once: int | None = None  # rows that were there already, from an earlier run or attempt
+
+    def progress(done: int, total: int) -> None:
+        nonlocal at_once
+        at_once = done if at_once is None else at_once
+        pace_s = (time.monotonic() - started) / (done - at_once) if done > at_once else None
+        context.record(done, {}, total_steps=total, eta_s=pace_s and pace_s * (total - done))
+        context.glance()
+
+    try:
+        yield progress
+    finally:
+        context.record(began.step, {}, total_steps=began.total_steps, eta_s=None)
+        context.flush()
 
 
 def _log_left_out(rows: tuple[int, ...], max_length: int) -> None:

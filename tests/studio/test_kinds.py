@@ -16,6 +16,7 @@ from core.checkpoint import checkpoints
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, to_dict
 from core.errors import ModelError
 from studio.attempt import Attempt
+from studio.context import JobContext
 from studio.kinds import kinds
 from studio.kinds.add_model import absolute_source
 from studio.tables import JobRow, ModelRow
@@ -407,3 +408,27 @@ def test_relative_paths_are_made_absolute_and_the_rest_left(tmp_path: Path, monk
     assert absolute_source("owner") == str(tmp_path / "owner")
     for source in ("starter", "owner/name", "/no/such/folder"):
         assert absolute_source(source) == source
+
+
+def test_a_second_job_on_the_same_rows_tokenises_nothing(
+    live: LiveStudio, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.data import template
+
+    told: list[dict[str, Any]] = []
+    record = JobContext.record
+
+    def noted(self: JobContext, step: int, values: Any, **columns: Any) -> None:
+        told.append({"step": step, **columns})
+        record(self, step, values, **columns)
+
+    monkeypatch.setattr(JobContext, "record", noted)
+    spec = train_spec(live, model_folder)
+    first = run(live, "train", spec)
+    assert first.state == "succeeded" and len(list(live.workspace.tokens.glob("*.arrow"))) == 1
+    assert told[0] == {"step": 60, "total_steps": 60, "eta_s": None}
+    assert told[1] == {"step": 0, "total_steps": 0, "eta_s": None}  # the bar counts steps again
+    monkeypatch.setattr(template, "_part", None)
+    other = train_spec(live, model_folder, dataclasses.replace(CONFIG, seed=3))
+    second = run(live, "train", {**other, "dataset_id": spec["dataset_id"]}, "second")
+    assert second.state == "succeeded" and second.result["adapter_id"] != first.result["adapter_id"]
