@@ -6,11 +6,13 @@ import os
 import resource
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 CPU_S = 4.0
 KILLED_AFTER_S = 5.0  # of the processor: one operation in C, such as 9 ** 9 ** 9, cannot be interrupted, only killed
 MEMORY_BYTES = 1 << 30
+MOMENT_S = 0.05
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -36,8 +38,14 @@ class Limits:
         self.renew()
         return self
 
+    def renew_now_and_then(self) -> None:
+        """Count from here on, unless the count began a moment ago: for loops that turn many times in it."""
+        if time.monotonic() - self._renewed_at >= MOMENT_S:
+            self.renew()
+
     def renew(self) -> None:
         """Count from here on."""
+        self._renewed_at = time.monotonic()
         signal.setitimer(signal.ITIMER_PROF, KILLED_AFTER_S)
         if self._is_main:
             signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+COMPARED = 1_000_000  # characters; what a hostile template writes is not made twice
 Turns = Sequence[Mapping[str, Any]]
 Template = Callable[[Turns, Any, bool], str]  # the turns, the tools or None, whether to add the generation prompt
 
@@ -19,7 +20,7 @@ Template = Callable[[Turns, Any, bool], str]  # the turns, the tools or None, wh
 class ChatTemplate:
     """The template of one tokenizer; what it raises, transformers' and jinja's errors, is left to the caller.
 
-    The first conversation of each kind, with tools and without, is rendered both ways: where the two differ, as they
+    The first short conversation of each kind, with tools and without, is rendered both ways: where the two differ, as they
     may in another version of transformers, everything is rendered by `apply_chat_template`.
     """
 
@@ -33,6 +34,8 @@ class ChatTemplate:
         if kind in self._chosen:
             return self._chosen[kind](turns, tools, add_generation_prompt)
         text = self._applied(turns, tools, add_generation_prompt)
+        if len(text) > COMPARED:
+            return text
         direct = self._direct(tools)
         is_same = direct is not None and direct(turns, tools, add_generation_prompt) == text
         self._chosen[kind] = direct if direct is not None and is_same else self._applied

@@ -23,6 +23,7 @@ SIMILAR = 0.8  # share of the shingles from which on two rows are nearly the sam
 SHINGLE = 8  # bytes of UTF-8
 MIN_BYTES, MAX_BYTES = 64, 8192  # shorter texts are compared whole, longer ones by their beginning
 _BETWEEN = re.compile(r"[\W_]+")
+_ASCII_BETWEEN = {code: chr(code) if chr(code).isalnum() else " " for code in range(128)}  # the same, much sooner
 _EDGES = np.arange(HASHES, dtype=np.uint64) << np.uint64(58)  # where the 64 bins of the hashes begin
 _BANDED = (np.arange(BANDS * BAND_ROWS) * 37) % HASHES  # bins of the bands, apart from each other as neighbours borrow
 _MULTIPLIERS = np.random.default_rng(34).integers(1, 2**63, (BANDS, BAND_ROWS), dtype=np.uint64)
@@ -126,6 +127,8 @@ def _words(record: Record) -> tuple[str, str]:
 
 
 def _plain(text: str) -> str:
+    if text.isascii():
+        return " ".join(text.lower().translate(_ASCII_BETWEEN).split())
     return _BETWEEN.sub(" ", text.casefold()).strip()
 
 

@@ -32,7 +32,9 @@ _FREQUENT = {
     "Dutch": "de het een van en is dat niet ik op te zijn voor met die er aan maar om ook",
 }
 _WORDS = {name: frozenset(words.split()) for name, words in _FREQUENT.items()}
+_ALL_WORDS = frozenset().union(*_WORDS.values())
 _WORD = re.compile(r"[^\W\d_]+")
+_ASCII_WORDS = {code: chr(code) if chr(code).isalpha() else " " for code in range(128)}  # as _WORD, in a tenth the time
 ENOUGH_WORDS = 3
 ENOUGH_LETTERS = 4
 
@@ -51,8 +53,12 @@ def language_of(text: str) -> str:
 
 
 def _by_words(text: str) -> str:
-    words = set(_WORD.findall(text.lower()))
-    hits = sorted(((len(words & known), name) for name, known in _WORDS.items()), reverse=True)
+    text = text.lower()
+    words = text.translate(_ASCII_WORDS).split() if text.isascii() else _WORD.findall(text)
+    known_words = _ALL_WORDS.intersection(words)
+    if len(known_words) < ENOUGH_WORDS:
+        return ""
+    hits = sorted(((len(known_words & known), name) for name, known in _WORDS.items()), reverse=True)
     (most, name), (next_most, _) = hits[:2]
     return name if most >= ENOUGH_WORDS and most >= 2 * next_most else ""
 

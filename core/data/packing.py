@@ -87,12 +87,13 @@ def pack(examples: Sequence[TokenizedExample], pad_id: int, shape: Shape | None 
     """
     shape = shape or Shape()
     lengths = [len(example.input_ids) - prefix for example in examples]
-    rows = [np.asarray(example.input_ids[prefix:], dtype=np.int64) for example in examples]
+    whole = [np.asarray(example.input_ids, dtype=np.int64) for example in examples]
+    rows = [ids[prefix:] for ids in whole]
     places = [np.arange(prefix, prefix + length) for length in lengths]
     if prefix:
-        rows.insert(0, np.asarray(examples[0].input_ids[:prefix], dtype=np.int64))
+        rows.insert(0, whole[0][:prefix])
         places.insert(0, np.arange(prefix))
-    positions, targets = _trained(examples, lengths, prefix)
+    positions, targets = _trained(examples, whole, prefix)
     if filling := -(prefix + sum(lengths)) % shape.multiple:
         rows.append(np.full(filling, pad_id, dtype=np.int64))
         places.append(np.arange(filling))
@@ -109,14 +110,14 @@ def pack(examples: Sequence[TokenizedExample], pad_id: int, shape: Shape | None 
     )
 
 
-def _trained(examples: Sequence[TokenizedExample], lengths: Sequence[int], prefix: int) -> tuple[np.ndarray, ...]:
+def _trained(examples: Sequence[TokenizedExample], ids: Sequence[np.ndarray], prefix: int) -> tuple[np.ndarray, ...]:
     """Positions of the row that predict a trained token, and these tokens."""
     positions, targets, start = [], [], prefix
-    for example, length in zip(examples, lengths, strict=True):
+    for example, own in zip(examples, ids, strict=True):
         trained = np.flatnonzero(example.loss_mask)  # never the first token, so one stands before each
         positions.append(trained - 1 - prefix + start)
-        targets.append(np.asarray(example.input_ids, dtype=np.int64)[trained])
-        start += length
+        targets.append(own[trained])
+        start += len(own) - prefix
     return np.concatenate(positions), np.concatenate(targets)
 
 

@@ -18,6 +18,7 @@ from core.data.records import Message, Record, ToolCall
 from core.errors import DatasetError
 
 INDEX_SUFFIX = ".index"
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class RecordWriter:
@@ -109,7 +110,7 @@ class RecordFile(Sequence[Record]):
 
 def line_of(record: Record) -> bytes:
     """A record as it stands in the file."""
-    return json.dumps(as_dict(record), ensure_ascii=False).encode() + b"\n"
+    return _ENCODE(as_dict(record)).encode() + b"\n"
 
 
 def lines_of(records: Sequence[Record], start: int, stop: int) -> bytes:

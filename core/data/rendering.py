@@ -42,7 +42,7 @@ def render(
     template = ChatTemplate(tokenizer)
     with Limits() as limits:
         for turns, given in zip(conversations, tools or [""] * len(conversations), strict=True):
-            limits.renew()
+            limits.renew_now_and_then()
             texts.append(_apply(template, turns, add_generation_prompt, json.loads(given) if given else None))
             _check_tools(turns, given, texts[-1])
     return texts

@@ -66,8 +66,9 @@ class TokenCache:
         temporary = self.folder / f".{key}{SUFFIX}.{os.getpid()}"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(temporary, part)
-            name = f"{key}.{zlib.crc32(temporary.read_bytes()):08x}{SUFFIX}"
+            content = _table(part)
+            name = f"{key}.{zlib.crc32(content):08x}{SUFFIX}"
+            temporary.write_bytes(content)  # not synced: what a power cut leaves half is told by its sum
             temporary.replace(self.folder / name)
         except OSError as error:
             logger.warning("tokens are not kept for the next time: %s", error)
@@ -129,7 +130,8 @@ def _rules() -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, part: TokenPart) -> None:
+def _table(part: TokenPart) -> Any:
+    """A part as the content of an Arrow file."""
     import pyarrow as arrow
 
     mask = part.loss_mask.view(np.uint8)
@@ -139,11 +141,10 @@ def _write(path: Path, part: TokenPart) -> None:
         "loss_mask": arrow.LargeListArray.from_arrays(part.starts, mask),
     }
     table = arrow.table(columns)
-    with path.open("wb") as file:
-        with arrow.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
+    sink = arrow.BufferOutputStream()
+    with arrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def _mapped(path: Path) -> TokenPart:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ class TurnEnds:
 
     special: re.Pattern[str]  # white space, then one special token
     eos: str
+    names: tuple[str, ...] = ()  # where no special token can begin within another: what ends a text ends it as a token
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> TurnEnds:
@@ -26,7 +28,8 @@ class TurnEnds:
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         names = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
         pattern = "|".join(re.escape(name) for name in names if name)
-        return cls(re.compile(rf"\s*(?:{pattern})" if pattern else r"(?!)"), tokenizer.eos_token or "")
+        special = re.compile(rf"\s*(?:{pattern})" if pattern else r"(?!)")
+        return cls(special, tokenizer.eos_token or "", () if _overlap(names) else tuple(filter(None, names)))
 
     def closed(self, text: str) -> str:
         """The text of a conversation, with the end token added where its template ends with no special token.
@@ -34,6 +37,8 @@ class TurnEnds:
         Without it a model trained with such a template would never stop.
         """
         bare = text.rstrip()
+        if self.names:
+            return text if bare.endswith(self.names) else bare + self.eos
         last = max((match.end() for match in self.special.finditer(bare)), default=-1)
         return text if last == len(bare) else bare + self.eos
 
@@ -76,3 +81,10 @@ def _at_start(text: str, start: int, body: str) -> int:
 
 def _common_beginning(one: str, other: str) -> str:
     return one[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))]
+
+
+def _overlap(names: Sequence[str]) -> bool:
+    """Whether the end of one can be the beginning of another, or white space stands at an end."""
+    starts = {name[:length] for name in names for length in range(1, len(name))}
+    ends = (name[-length:] for name in names for length in range(1, len(name)))
+    return any(name != name.strip() for name in names) or any(end in starts for end in ends)

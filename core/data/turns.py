@@ -16,6 +16,7 @@ ROLES = {
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+_PLAIN = ("system", "user", "assistant")
 CALL = "function_call"  # ShareGPT's role for a turn that is nothing but a tool call
 
 
@@ -43,7 +44,9 @@ def alternating(texts: Sequence[str]) -> tuple[Message, ...]:
 def _turn(number: int, item: Any, role_key: str, text_key: str) -> Message:
     if not isinstance(item, Mapping):
         raise RowError("wrong_type", f"Turn {number} is {kind_of(item)}; it must be an object with '{role_key}'.")
-    given = item.get(role_key)
+    given, said = item.get(role_key), item.get(text_key)
+    if type(said) is str and given in _PLAIN and not item.get("tool_calls") and not item.get("function_call"):
+        return Message(given, said)  # as most turns are
     calls = calls_in(number, item)
     for key in (role_key, text_key):
         if item.get(key) is None and not (key == text_key and calls):

@@ -18,11 +18,13 @@ from core.data.formats import formats
 from core.data.problems import RowError
 from core.data.turns import check_turns
 from core.errors import DatasetError
+from tests.scenarios.plugin import Say
 
 QUICK = settings(
     max_examples=200, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-SLOW = settings(QUICK, max_examples=10_000)
+CASES = 10_000
+SLOW = settings(QUICK, max_examples=CASES)
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
@@ -41,10 +43,12 @@ def check(dataset: Dataset) -> None:
         assert problem.row >= 1 and "\n" not in problem.excerpt
 
 
-def read(path: Path, content: bytes) -> None:
+def read(path: Path, content: bytes) -> bool:
+    """Whether the file could be read."""
     path.write_bytes(content)
     try:
         check(inspect_dataset(path))
+        return True
     except DatasetError as error:
         assert error.what and error.fix
         try:
@@ -53,6 +57,7 @@ def read(path: Path, content: bytes) -> None:
             assert again.what
         else:
             raise AssertionError("loading passed where inspecting refused") from error
+        return False
 
 
 # -- any bytes, and good files with something broken in them
@@ -111,12 +116,20 @@ class TestBytes:
         read(tmp_path / f"broken{suffix}", edited(good[suffix], edits))
 
     @pytest.mark.slow
-    @pytest.mark.timeout(1800)
-    @SLOW
-    @given(content=PIECES, edits=EDITS)
-    def test_long(self, tmp_path: Path, good: dict[str, bytes], suffix: str, content: bytes, edits: Any) -> None:
-        read(tmp_path / f"any{suffix}", content)
-        read(tmp_path / f"broken{suffix}", edited(good[suffix], edits))
+    @pytest.mark.timeout(3600)
+    @pytest.mark.scenario(37)
+    def test_long(self, tmp_path: Path, good: dict[str, bytes], suffix: str, figure: Say) -> None:
+        readable: list[bool] = []
+
+        @SLOW
+        @given(content=PIECES, edits=EDITS)
+        def attempt(content: bytes, edits: Any) -> None:
+            readable.append(read(tmp_path / f"any{suffix}", content))
+            readable.append(read(tmp_path / f"broken{suffix}", edited(good[suffix], edits)))
+
+        attempt()
+        assert len(readable) >= 2 * CASES
+        figure(f"{suffix}: {len(readable):,} files, only errors with advice ({sum(readable):,} readable)")
 
 
 # -- any values under the columns of the formats
@@ -157,12 +170,21 @@ def test_any_values(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-@SLOW
-@given(values=ROWS)
-def test_any_values_long(values: dict[str, Any]) -> None:
-    for name in try_formats(values):
-        assert formats.get(name).matches(values)
+@pytest.mark.timeout(3600)
+@pytest.mark.scenario(37)
+def test_any_values_long(figure: Say) -> None:
+    taken: list[int] = []
+
+    @SLOW
+    @given(values=ROWS)
+    def attempt(values: dict[str, Any]) -> None:
+        names = list(try_formats(values))
+        assert all(formats.get(name).matches(values) for name in names)
+        taken.append(len(names))
+
+    attempt()
+    assert len(taken) >= CASES
+    figure(f"rows of any values: {len(taken):,} in {len(formats.names())} formats, only errors with advice")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])

@@ -53,22 +53,23 @@ def metaspace() -> Tokenizer:
 KINDS = {"bytes": byte_level, "lines": byte_level_by_lines, "metaspace": metaspace}
 
 
+def tokenizer_of(
+    specials: Sequence[str], template: str | None, eos: str | None, bos: str | None = None, kind: str = "bytes",
+    adds_bos: bool = False,
+) -> PreTrainedTokenizerFast:  # fmt: skip
+    """A fast tokenizer with these special tokens and this chat template."""
+    backend = KINDS[kind]()
+    backend.add_special_tokens(list(specials))
+    if adds_bos and bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> MakeTokenizer:
     """Build a fast tokenizer with these special tokens and this chat template."""
-
-    def make(
-        specials: Sequence[str], template: str | None, eos: str | None, bos: str | None = None, kind: str = "bytes",
-        adds_bos: bool = False,
-    ) -> PreTrainedTokenizerFast:  # fmt: skip
-        backend = KINDS[kind]()
-        backend.add_special_tokens(list(specials))
-        if adds_bos and bos:
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
-            )
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos)
-        tokenizer.chat_template = template
-        return tokenizer
-
-    return make
+    return tokenizer_of

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from core.data import duplicates, languages, turns
 from core.data.dataset import load_dataset
 from core.data.duplicates import DigestTable, Duplicates
 from core.data.languages import language_of
 from core.data.mapping import lookup, mapped, paths_in
-from core.data.problems import KINDS, Problem
+from core.data.problems import KINDS, Problem, RowError
 from core.data.recipe import Recipe
 from core.data.record_file import RecordFile, RecordWriter
 from core.data.records import Message, Record, ToolCall
@@ -316,3 +319,30 @@ def test_the_same_files_and_recipe_give_the_same_records(tmp_path: Path) -> None
         assert writer.count == 40
         sums.add(writer.sha256)
     assert len(sums) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.characters(max_codepoint=127), max_size=80))
+def test_texts_in_ascii_are_read_as_all_others_are(text: str) -> None:
+    assert duplicates._plain(text) == duplicates._BETWEEN.sub(" ", text.casefold()).strip()
+    beyond = text + " \N{LATIN SMALL LETTER SHARP S}"  # a word of its own, and no language's
+    assert languages._by_words(text) == languages._by_words(beyond)
+    assert set(text.lower().translate(languages._ASCII_WORDS).split()) == set(languages._WORD.findall(text.lower()))
+
+
+TURN_KEYS = st.sampled_from(["role", "content", "tool_calls", "function_call", "name"])
+TURN_VALUES = st.one_of(st.none(), st.sampled_from(["user", "assistant", " User", "tool", ""]), st.lists(st.none()))
+
+
+@given(turn=st.dictionaries(TURN_KEYS, TURN_VALUES))
+def test_plain_turns_are_read_as_all_others_are(turn: dict[str, Any]) -> None:
+    def outcome() -> Any:
+        try:
+            return turns.read_turns([turn], "role", "content")
+        except RowError as error:
+            return error.kind, error.detail
+
+    quick = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "_PLAIN", ())
+        assert outcome() == quick

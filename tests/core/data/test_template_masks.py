@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from core.data.prompt_tokens import prompt_tokens
@@ -17,7 +19,9 @@ from core.data.records import Message, Record, ToolCall
 from core.data.rendering import encode, encode_prompt, encode_with_places, render
 from core.data.template import tokenize, tokenize_all
 from core.data.tokenized import TokenizedExample
+from core.data.turn_ends import TurnEnds
 from core.errors import DatasetError, ModelError
+from tests.core.data.conftest import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -437,3 +441,23 @@ def test_the_starter_model(starter_folder: Path, name: str) -> None:
     last = max(at for at, is_trained in enumerate(example.loss_mask) if is_trained)
     assert example.input_ids[last] == tokenizer.eos_token_id
     assert tokenizer.decode(example.input_ids[last + 1 :]) == "\n"
+
+
+ENDS = ("<e>", "<end>", "[/I]", "e>", "<", "> ", "><")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    specials=st.lists(st.sampled_from(ENDS), min_size=1, max_size=3, unique=True),
+    pieces=st.lists(st.one_of(st.sampled_from((*ENDS, " ", "\n", "a", "<en", "d>")), st.text(max_size=2)), max_size=6),
+)
+def test_a_text_is_closed_where_no_special_token_ends_it(specials: list[str], pieces: list[str]) -> None:
+    ends, text = TurnEnds.of(tokenizer_of(specials, None, specials[0])), "".join(pieces)
+    assert bool(ends.names) or not set(specials) <= {"<e>", "<end>", "[/I]"}
+    assert ends.closed(text) == replace(ends, names=()).closed(text)
+
+
+def test_the_table_of_masks_is_what_tokenising_gives() -> None:
+    from tests.core.data.mask_table import TABLE, table
+
+    assert TABLE.read_text(encoding="utf-8") == table()

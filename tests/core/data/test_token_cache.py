@@ -206,11 +206,12 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
 def test_a_full_disk_costs_the_next_run_time_and_nothing_else(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, part: Any) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, content: Any) -> None:
+        with path.open("wb") as file:
+            file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(token_cache, "_write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     records = chats(ROWS)
     assert tokenize_all(records, tokenizer, cache=TokenCache(tmp_path)) == tokenize_all(records, tokenizer)
     assert list(tmp_path.iterdir()) == []
