@@ -20,8 +20,8 @@ Template = Callable[[Turns, Any, bool], str]  # the turns, the tools or None, wh
 class ChatTemplate:
     """The template of one tokenizer; what it raises, transformers' and jinja's errors, is left to the caller.
 
-    The first short conversation of each kind, with tools and without, is rendered both ways: where the two differ, as they
-    may in another version of transformers, everything is rendered by `apply_chat_template`.
+    The first short conversation of each kind, with tools and without, is rendered both ways: where the two differ, as
+    they may in another version of transformers, everything is rendered by `apply_chat_template`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
