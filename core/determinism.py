@@ -1,7 +1,8 @@
 """Runs that repeat bit for bit on a GPU too; on a CPU they always do.
 
-It costs about a tenth of the speed on a GPU: sums are formed in a fixed order, the fastest kernels are left out, and
-steps are not replayed as graphs.
+On a GPU it costs speed: sums are formed in a fixed order, the fastest kernels are left out, and the steps of small
+models are not replayed as graphs. `python -m tests.bench.step --groups small,large --sides ours,ours_deterministic`
+says how much.
 """
 
 from __future__ import annotations

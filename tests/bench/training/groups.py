@@ -31,12 +31,13 @@ class Group:
         }  # fmt: skip
 
 
-SMALL_SIDES = ("ours", "peft", "peft_bf16", "unsloth")
+SMALL_SIDES = ("ours", "peft", "peft_bf16", "unsloth", "ours_deterministic")
 GROUPS = (
     Group("small", "SmolLM2-135M shape, 8 x 512", "135m", SMALL_SIDES, 8, 512, 8),
     Group(
         "large", "Llama-3.1-8B shape, 4 x 2048", "8b",
-        ("ours", "peft", "frozen", "peft_bf16", "unsloth", "ours_capped", "unsloth_gc", "peft_liger", "peft_gc"),
+        ("ours", "peft", "frozen", "peft_bf16", "unsloth", "ours_capped", "unsloth_gc", "peft_liger", "peft_gc",
+         "ours_deterministic"),
         4, 2048, 4, together=False,
     ),
     Group("short", "Llama-3.2-1B shape, 4 x 512", "1b", SMALL_SIDES, 4, 512, 4),
@@ -59,7 +60,7 @@ GROUPS = (
     ),
 )  # fmt: skip
 TINY_GROUPS = (  # the machinery alone, for a test and for a machine without a GPU
-    Group("tiny", "tiny shape, 2 x 16", "tiny", ("ours", "peft", "peft_bf16", "unsloth"), 2, 16, 2, r=4),
+    Group("tiny", "tiny shape, 2 x 16", "tiny", SMALL_SIDES, 2, 16, 2, r=4),
     Group("tiny_ragged", "tiny shape, ragged", "tiny", ("ours", "peft"), 8, 64, 4, ragged=True, together=False, r=4),
 )
 

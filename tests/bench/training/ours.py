@@ -54,6 +54,7 @@ class OurSide:
             quantize_model(self.model, "nf4", device)
         inject(self.model, self.config, seed=0)
         fill(self.model)
+        self.is_deterministic = "deterministic" in variant
         self._running: Iterator[StepMetrics] = iter(())
         self.path = ""  # what the Trainer says it runs on
 
@@ -75,6 +76,7 @@ class OurSide:
         config = TrainConfig(
             adapter=self.config, data=DataConfig(validation_share=0.0), epochs=1000.0,
             batch_size=batch_size, micro_batch_size=batch_size, eval_every=1_000_000,
+            deterministic=self.is_deterministic,
             optim=OptimConfig(learning_rate=1e-4, max_grad_norm=0.0, schedule="constant", warmup_share=0.0),
         )  # fmt: skip
         tokenizer: Any = NoTokenizer()
