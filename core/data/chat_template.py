@@ -47,17 +47,20 @@ class ChatTemplate:
         return str(text)
 
     def _direct(self, tools: Any) -> Template | None:
+        """What `Template.render` of jinja does, without gathering the same global names at each call."""
+        from jinja2.runtime import new_context
+
         try:
             from transformers.utils.chat_template_utils import _compile_jinja_template as compiled
         except ImportError:
             return None
         given: Any = self._tokenizer
-        run: Any = compiled(given.get_chat_template(None, tools)).render
-        tokens = dict(given.special_tokens_map)
+        template: Any = compiled(given.get_chat_template(None, tools))
+        fixed = {**template.globals, **given.special_tokens_map, "documents": None}
 
         def direct(turns: Turns, tools: Any, add_generation_prompt: bool) -> str:
-            return str(
-                run(messages=turns, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **tokens)
-            )
+            names = {**fixed, "messages": turns, "tools": tools, "add_generation_prompt": add_generation_prompt}
+            context = new_context(template.environment, template.name, template.blocks, names, shared=True)
+            return "".join(template.root_render_func(context))
 
         return direct

@@ -114,7 +114,8 @@ def _trained(examples: Sequence[TokenizedExample], ids: Sequence[np.ndarray], pr
     """Positions of the row that predict a trained token, and these tokens."""
     positions, targets, start = [], [], prefix
     for example, own in zip(examples, ids, strict=True):
-        trained = np.flatnonzero(example.loss_mask)  # never the first token, so one stands before each
+        mask = np.frombuffer(bytes(example.loss_mask), bool)  # never of the first token, so one stands before each
+        trained = np.flatnonzero(mask)
         positions.append(trained - 1 - prefix + start)
         targets.append(own[trained])
         start += len(own) - prefix

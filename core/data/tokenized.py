@@ -192,7 +192,8 @@ class TokenTable(Sequence[TokenizedExample]):
     def _made(self, place: int) -> TokenizedExample:
         ids, mask = self.arrays(place)
         part, at = self._found(place)
-        return TokenizedExample(tuple(ids.tolist()), tuple(mask.tolist()), int(part.rows[at])).after(self._before)
+        made = TokenizedExample(tuple(ids.tolist()), tuple(mask.tolist()), int(part.rows[at]))
+        return made.after(self._before) if self._before else made
 
 
 def lengths_of(examples: Sequence[Any]) -> list[int]:
