@@ -64,12 +64,13 @@ class Library:
         return self.workspace.adapter_folder(row.id)
 
     def delete_dataset(self, dataset_id: str) -> None:
-        """Delete a dataset and its file; DatasetError while an unfinished job needs it."""
+        """Delete a dataset, its files and all kept tokens; DatasetError while an unfinished job needs it."""
         with self.database.writing() as session:
             row = _row(session, DatasetRow, dataset_id, DatasetError)
             _refuse_in_use(session, dataset_id, row.name, DatasetError)
             session.delete(row)
         self.workspace.discard(self.workspace.dataset_folder(dataset_id))
+        self.workspace.discard(self.workspace.tokens)  # they do not say whose they are, and are soon made again
 
     def delete_model(self, model_id: str) -> None:
         """Delete a model; ModelError while an adapter or an unfinished job needs it. The user's own folders stay."""

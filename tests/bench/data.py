@@ -201,7 +201,7 @@ def _peak_gib() -> float:
 
 
 def _side(side: str, file: str) -> Callable[[], Answer]:
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if side == "ours" else "false"  # TRL has processes instead
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # we have threads and TRL has processes instead
     return (_ours if side == "ours" else _trl)(Path(file))
 
 

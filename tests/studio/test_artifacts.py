@@ -74,7 +74,9 @@ def test_deleting_takes_row_and_folder(library: Library) -> None:
     with pytest.raises(ModelError, match="has adapters"):
         library.delete_model(model.id)
     library.delete_adapter(adapter.id)
+    (library.workspace.tokens / "kept.arrow").write_bytes(b"of this dataset, perhaps")
     library.delete_dataset(dataset.id)
+    assert not library.workspace.tokens.exists()
     library.delete_model(model.id)
     assert not library.workspace.adapter_folder(adapter.id).exists()
     assert not library.workspace.dataset_folder(dataset.id).exists()

@@ -231,6 +231,15 @@ def test_the_folder_is_bounded_and_what_is_used_stays(tmp_path: Path, tokenizer:
     assert table == tokenize_all(chats(96), tokenizer)  # still mapped
 
 
+def test_a_folder_that_vanishes_is_made_again(tmp_path: Path, tokenizer: Any, made: list[int]) -> None:
+    records, cache = chats(ROWS), TokenCache(tmp_path / "cache")
+    table = tokenize_all(records, tokenizer, cache=cache)
+    shutil.rmtree(tmp_path / "cache")
+    made.clear()
+    assert tokenize_all(records, tokenizer, cache=cache) == table and len(made) == ROWS
+    assert len(files(tmp_path / "cache")) == 4
+
+
 def test_files_are_mapped_and_not_held_open(tmp_path: Path) -> None:
     cache = TokenCache(tmp_path)
     part = TokenTable.of([TokenizedExample((5, 7), (False, True), 1)])._parts[0]
