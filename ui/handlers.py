@@ -17,8 +17,15 @@ from ui.i18n import Translator
 log = logging.getLogger(__name__)
 
 Updates = dict[Any, Any]  # component -> its new value or gr.update
-# Handlers are short and must not wait for the same handler of another page, hence no concurrency limit.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+# Handlers are short and must not wait for the same handler of another page, hence no concurrency limit. They show their
+# progress nowhere: else Gradio's page tells every output of every event at each of its stages, even where it is hidden,
+# and walks through all components to find one. That was half of what loading the page cost.
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "concurrency_limit": None,
+    "api_visibility": "private",
+}
 
 
 def guarded(

@@ -86,7 +86,7 @@ def _twin(host: str, port: int) -> tuple[socket.socket, ...]:
 
 
 def make_app(studio: Studio, address: Address, hosts: Sequence[str] = ()) -> ASGIApp:
-    """Downloads and what the page uses of Gradio, behind the guard."""
+    """Downloads and what the page uses of Gradio, behind the guard, each with how long a browser may keep it."""
     studio.workspace.uploads.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(studio.workspace.uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -94,6 +94,7 @@ def make_app(studio: Studio, address: Address, hosts: Sequence[str] = ()) -> ASG
 
     from studio.downloads import files_route
     from ui.app import create_app
+    from ui.caching import Caching
     from ui.surface import Surface
 
     app = FastAPI(title="LoRA Studio", docs_url=None, redoc_url=None, openapi_url=None)
@@ -101,7 +102,7 @@ def make_app(studio: Studio, address: Address, hosts: Sequence[str] = ()) -> ASG
     if address.token:
         name = socket.gethostname()
         hosts = (*hosts, name, f"{name}.local", socket.getfqdn())
-    return Guard(Surface(create_app(studio, app)), port=address.port, token=address.token, hosts=hosts)
+    return Guard(Caching(Surface(create_app(studio, app))), port=address.port, token=address.token, hosts=hosts)
 
 
 class PageServer(uvicorn.Server):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from studio.launch import environment, worker_environment
+from studio.launch import Child, environment, worker_environment
 from studio.locks import ProcessLock, is_held
-from studio.processes import Identity
+from studio.processes import BACKGROUND, Identity
+from studio.tables import JobRow
+from studio.workspace import Workspace
 
 HOLDER = """
 import sys, time
@@ -94,6 +96,31 @@ def test_the_environment_is_by_allow_list(monkeypatch: pytest.MonkeyPatch) -> No
     assert (offline["HF_HUB_OFFLINE"], online["HF_HUB_OFFLINE"]) == ("1", "0")
     assert offline["TOKENIZERS_PARALLELISM"] == "false"
     assert {name for name, value in online.items() if value == "secret"} == {"HF_TOKEN", "https_proxy", "PIP_INDEX_URL"}
+
+
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert int(environment(network=False)["GOMP_SPINCOUNT"]) < 10_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "INFINITY")
+    assert environment(network=False)["GOMP_SPINCOUNT"] == "INFINITY"
+
+
+@pytest.mark.parametrize(("slot", "niceness"), [("cpu", BACKGROUND), ("host", BACKGROUND), ("cuda:0", 0), ("mps", 0)])
+def test_what_computes_on_the_processor_lets_the_page_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slot: str, niceness: int
+) -> None:
+    monkeypatch.setattr("studio.launch.worker_command", lambda *_: ["sleep", "60"])
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    job = JobRow(id="0" * 14, kind="train", name="a", attempt=1, memory_bytes=0)
+    child = Child(Workspace.open(tmp_path), job, slot, network=False)
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, child._process.pid) == max(usual, niceness)
+        session = Path(f"/proc/{child._process.pid}/autogroup")
+        if session.exists():
+            assert session.read_text(encoding="ascii").endswith(f"nice {niceness}\n")
+    finally:
+        child.send(signal.SIGKILL)
+        child.let_go()
 
 
 def test_a_worker_sees_its_device_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,13 @@ def test_settings_of_the_served_page(client: TestClient) -> None:
     assert all(d["show_progress"] in ("hidden", "minimal") for d in config["dependencies"])
 
 
+def test_no_event_tells_all_its_outputs_how_far_it_is(studio: Studio) -> None:
+    # Gradio's page walks through all components for each one that it tells: that made half of what a reload cost.
+    asked = [d for d in build(studio).config["dependencies"] if d["backend_fn"]]
+    assert len(asked) > 50 and all(d["show_progress_on"] is not None for d in asked)
+    assert len({target for d in asked for target in d["show_progress_on"]}) < 10
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_control_has_an_id_and_a_label(studio: Studio, language: str) -> None:
     components = build(studio, language).config["components"]
