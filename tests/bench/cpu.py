@@ -4,7 +4,8 @@
 
 Both sides train the same tokens, masked the same way, 8 rows a step, rank 16 on all linear layers. The sides take turns
 step by step; a step's time is all between two optimizer steps, its batch included. Gradients of one batch are compared
-first. Useful tokens are those that are not padding.
+first. Useful tokens are those that are not padding. Last, the products with the frozen weights are timed by themselves,
+in float32: what no implementation can do without, and so how fast one could be.
 """
 
 from __future__ import annotations
@@ -54,12 +55,25 @@ def _measure(model: Path, dtype: str, steps: int, notes: list[str]) -> list[dict
             side.ask(do="step")  # the first one makes the optimizer's state
         found = take_turns(sides, steps, lambda side: side.ask(do="step"))
         last = [side.ask(do="memory") or {} for side in sides]
+        products = (sides[0].ask(do="products") or {}).get("seconds")
         for side in sides:
             side.end()
     notes += [f"{dtype}: {answer['path']}" for answer in last if answer.get("path")]
-    return [
+    rows = [
         _row(dtype, side, found.get(side.label, []), end, difference) for side, end in zip(sides, last, strict=True)
     ]
+    ours, theirs = (_share(products, found.get(side.label, []), steps) for side in sides)
+    if ours and theirs:
+        notes.append(
+            f"{dtype}: the products with frozen weights alone, in float32, are {ours:.0%} of our step and {theirs:.0%} "
+            f"of theirs: whoever works in float32 is at most {1 / theirs:.2f} times as fast as they are."
+        )
+    return rows
+
+
+def _share(products: float | None, answers: list[Answer], steps: int) -> float:
+    """The part of a step that its products with frozen weights take, at our number of positions; 0 if unknown."""
+    return products * steps / sum(answer["seconds"] for answer in answers) if products and answers else 0.0
 
 
 def _difference(checked: list[Answer | None]) -> float | None:

@@ -34,17 +34,43 @@ class _Worker:
         self.running: Iterator[int] | None = None
 
     def answer(self, do: str) -> Answer:
-        """gradients, step or memory."""
+        """gradients, step, memory or products."""
         if do == "gradients":
             batch = sorted(self.rows[:ROWS_A_STEP], key=lambda row: -len(row.ids))
             return dict(self.side.gradients(batch, self.file))
         if do == "memory":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             return {"peak_gib": peak, "path": self.side.path}
+        if do == "products":
+            return {"seconds": bare_products(self.side.model, *self.side.counted)}
         self.running = self.running or self.side.steps()
         start, cpu = time.perf_counter(), time.process_time()
         tokens = next(self.running)
         return {"tokens": tokens, "seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+
+
+def bare_products(model: Any, positions: int, trained: int) -> float:
+    """Seconds of the products with frozen weights alone, forward and backward, that a step cannot do without.
+
+    `positions` pass through every layer, `trained` of them through the output layer as well.
+    """
+    import torch
+
+    adapted = [
+        each.base_layer for each in model.modules() if isinstance(getattr(each, "base_layer", None), torch.nn.Linear)
+    ]
+    sizes = [(layer.weight.float(), positions) for layer in adapted]
+    sizes.append((model.get_output_embeddings().weight.float(), trained))
+    inputs = {shape: torch.randn(shape) for weight, rows in sizes for shape in ((rows, size) for size in weight.shape)}
+    best = float("inf")
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            for weight, rows in sizes:
+                torch.mm(inputs[rows, weight.shape[1]], weight.T)
+                torch.mm(inputs[rows, weight.shape[0]], weight)
+            best = min(best, time.perf_counter() - start)
+    return best
 
 
 def ticket_rows(model: Path) -> list[Row]:
@@ -64,6 +90,8 @@ class _Ours:
         from core.models import load_model
 
         self.rows, self.path = rows, ""
+        self.positions: list[int] = []
+        self.trained: list[int] = []
         self.model, self.tokenizer = load_model(model, dtype=dtype, device="cpu")
         self.adapter = AdapterConfig(r=RANK, lora_alpha=2.0 * RANK)
         inject(self.model, self.adapter, seed=0)
@@ -82,7 +110,15 @@ class _Ours:
         trainer = self._trainer(self.rows)
         self.path = trainer.path
         for metrics in trainer.steps():
+            self.positions.append(metrics.positions)
+            self.trained.append(metrics.trained_tokens)
             yield metrics.tokens
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """What a step computed on average: positions, and trained ones."""
+        steps = len(self.positions)
+        return sum(self.positions) // steps, sum(self.trained) // steps
 
     def _trainer(self, rows: list[Row]) -> Any:
         from core.config import DataConfig, OptimConfig, TrainConfig

@@ -52,6 +52,7 @@ class OurSide:
             from core.quantize.model import quantize_model
 
             quantize_model(self.model, "nf4", device)
+            self.model.to("cpu").to(device)  # packed side by side, as a model that is loaded layer by layer lies there
         inject(self.model, self.config, seed=0)
         fill(self.model)
         self.is_deterministic = "deterministic" in variant
