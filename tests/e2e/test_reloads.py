@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.e2e.conftest import RunningStudio, serving
 from tests.e2e.test_main_job import fill, open_page, open_tab, train_jobs
 from tests.scenarios.plugin import Say
 
+GOAL_S = 1.0
 # True once the page shows the job, no older than it was before, with its curve: milliseconds since the page was asked
 # for, by the browser's own clock.
 IS_BACK = """([id, step]) => {
@@ -26,13 +28,12 @@ IS_BACK = """([id, step]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[RunningStudio]:
     """A studio with a toy model, whose steps take milliseconds."""
-    folder = tmp_path_factory.mktemp("toy")
-    with serving(folder / "workspace") as running:
-        running.cli("models", "add", str(toy.save_model(folder / "model")), "--name", "toy")
-        running.cli("datasets", "add", str(toy.write_dataset(folder / "animals.jsonl", rows=2000)))
+    with serving(tmp_path / "workspace") as running:
+        running.cli("models", "add", str(toy.save_model(tmp_path / "model")), "--name", "toy")
+        running.cli("datasets", "add", str(toy.write_dataset(tmp_path / "animals.jsonl", rows=2000)))
         yield running
 
 
@@ -78,5 +79,6 @@ def test_reloads_of_two_tabs_lose_nothing(page: Any, studio: RunningStudio, relo
     assert steps == list(range(1, done.step + 1)), "a point of the curve is missing, or double"
     figure(
         f"{reloads} reloads of two tabs while a job trains, and a double click on Start: 1 job, no point of its curve "
-        f"lost or double; back each time, half of them within {median(times):.1f} s on a busy machine"
+        f"lost or double; back each time, half of them within {median(times):.1f} s, "
+        f"{sum(taken <= GOAL_S for taken in times)} of {reloads} within {GOAL_S:.0f} s, all within {max(times):.1f} s"
     )
