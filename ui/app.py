@@ -11,7 +11,7 @@ from ui.fragments import esc
 from ui.handlers import QUIET
 from ui.head import PATHS, PageHead
 from ui.i18n import LANGUAGES, LOCALES, Translator
-from ui.page import TAB_IDS, Page, Tabs, new_key
+from ui.page import FIRST_KEY, TAB_IDS, Page, Tabs
 from ui.tabs.compare import CompareTab
 from ui.tabs.datasets import DatasetsTab
 from ui.tabs.home import HomeTab
@@ -52,17 +52,17 @@ def _wire(demo: gr.Blocks, page: Page, handles: dict[str, gr.Tab]) -> None:
     for tab_id, tab in page.each.by_id.items():
         tab.wire(page)
         page.when_selected(tab_id, handles[tab_id])
-    page.load(demo)
+    opened = page.load(demo)
     datasets, train, compare = page.each.datasets, page.each.train, page.each.compare
-    # What no timer keeps live is filled when the page loads and whenever its tab is opened.
-    for event in (demo.load, handles["datasets"].select):
+    # What no timer keeps live is filled once the open tab has been, and whenever its own tab is opened.
+    for event in (opened.then, handles["datasets"].select):
         event(datasets.shown, [datasets.chosen, datasets.start], datasets.view_outputs, **QUIET)
-    for event in (demo.load, handles["compare"].select):
+    for event in (opened.then, handles["compare"].select):
         event(compare.shown, [compare.transcript], compare.choice_outputs, **QUIET)
-    restored = demo.load(train.restored, [train.draft], train.restored_outputs, **QUIET)
+    restored = opened.then(train.restored, [train.draft], train.restored_outputs, **QUIET)
     restored.then(None, js="() => { window.loraStudioRestored = true; }", **QUIET)
     for tab in (train, page.each.models):
-        demo.load(new_key, None, [tab.key], **QUIET)
+        demo.load(None, None, [tab.key], js=FIRST_KEY, **QUIET)
     choices = [train.dataset, train.model]
     handles["train"].select(train.refreshed, choices, choices, **QUIET)
 

@@ -40,6 +40,10 @@ _LOADED = """() => {
 }"""
 
 
+# A page makes its first key by itself; a browser offers randomUUID only where the address is this machine's.
+FIRST_KEY = "() => [...crypto.getRandomValues(new Uint8Array(16))].map((n) => n.toString(16).padStart(2, '0')).join('')"
+
+
 def remembered(default: Any, key: str) -> gr.BrowserState:
     """A value that this browser keeps through a reload and a restart of the server; only conveniences live here."""
     return gr.BrowserState(default, storage_key=f"lora-studio-{key}", secret=_BROWSER_SECRET)
@@ -184,8 +188,8 @@ class Page:
             return gr.skip()
         return only_changed(updates, self.seen, seen or {})
 
-    def load(self, demo: gr.Blocks) -> None:
-        """Rebuild everything when the page opens: the tab from the address or the last visit, then its contents."""
+    def load(self, demo: gr.Blocks) -> Any:
+        """Show the tab of the address or the last visit when the page opens; returns the event, for what may wait."""
 
         def opened(request: gr.Request, last: str, job_id: str, seen: dict[str, str], *extra: Any) -> Any:
             asked = str(request.query_params.get("tab", "")) if request else ""
@@ -196,6 +200,7 @@ class Page:
         # One answer for all of it: what runs is in sight before the forms of the other tabs are filled.
         first = demo.load(opened, self._inputs, [*self.go_outputs, *self._outputs], **QUIET)
         first.then(None, js=_LOADED, **QUIET)
+        return first
 
     def when_selected(self, tab_id: str, tab: gr.Tab) -> None:
         """Remember the tab and show it fresh the moment it is opened."""
