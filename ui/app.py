@@ -22,6 +22,7 @@ from ui.tabs.train import TrainTab
 
 TITLE = "LoRA Studio"
 MAX_UPLOAD = "500mb"
+SESSIONS = 32  # pages whose state is kept, 0.6 MB each; Gradio keeps 10,000, and every reload is a new one
 
 
 def build(studio: Studio, language: str = "en") -> gr.Blocks:
@@ -43,6 +44,7 @@ def build(studio: Studio, language: str = "en") -> gr.Blocks:
                     tabs.by_id[tab_id].layout()
         _wire(demo, page, handles)
     demo.has_launched = True  # Gradio looks at the paths in a request only where it believes to have launched the page
+    demo.state_session_capacity = SESSIONS  # the pages in use are the youngest; an older one is filled anew
     made: gr.Blocks = demo
     return made
 
@@ -90,9 +92,10 @@ def create_app(studio: Studio, app: FastAPI | None = None) -> FastAPI:
     app = app or FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(PageHead)
     for language in sorted(LANGUAGES, key=lambda code: code == "en"):  # "/" takes every path, so it comes last
+        page = build(studio, language).queue(default_concurrency_limit=None, api_open=False)
         gr.mount_gradio_app(
             app,
-            build(studio, language).queue(default_concurrency_limit=None, api_open=False),
+            page,
             path="/" if language == "en" else f"/{language}",
             theme=theme.theme(),
             css=theme.style(),
@@ -105,4 +108,6 @@ def create_app(studio: Studio, app: FastAPI | None = None) -> FastAPI:
             pwa=False,
             mcp_server=False,
         )
+        # A heartbeat holds a connection for each open page, and a browser has six for a server: a sixth page never came.
+        page.config["connect_heartbeat"] = False
     return app

@@ -19,7 +19,6 @@ _USED = re.compile(
     rf"(/({_LANGUAGE}))?/("  # the page in each of its languages
     r"|config|theme\.css|favicon\.ico|robots\.txt|(assets|static|svelte)/.+"
     r"|gradio_api/(queue/(join|data|status)|upload|upload_progress|cancel|reset|info|app_id|startup-events)/?"
-    r"|gradio_api/heartbeat/\w+"
     r")"
     r"|/files/[^/]+/[^/]+\.zip"  # exports
 )

@@ -43,6 +43,14 @@ def is_back(page: Any, job_id: str, step: int) -> float:
     return float(shown.json_value()) / 1000
 
 
+def test_more_pages_open_than_a_browser_has_connections(page: Any, studio: RunningStudio) -> None:
+    for _ in range(8):
+        another = page.context.new_page()
+        open_page(another, studio.url)
+    open_tab(another, "System")
+    another.wait_for_function("document.querySelector('#system-devices').innerText.includes('iB')")
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.scenario(23)
 @pytest.mark.parametrize("reloads", [6, pytest.param(50, marks=pytest.mark.slow)])

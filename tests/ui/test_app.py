@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from core.errors import ConfigError
 from studio.service import Studio
-from ui.app import build, create_app
+from ui.app import SESSIONS, build, create_app
 from ui.handlers import guarded, guarded_stream, only_changed
 from ui.i18n import Translator
 from ui.page import TAB_IDS
@@ -66,10 +66,21 @@ def test_settings_of_the_served_page(client: TestClient) -> None:
     assert config["footer_links"] == []
     assert config.get("run_history") in (False, None)
     assert config["show_error"] is False
+    assert config["connect_heartbeat"] is False  # it would hold one of a browser's six connections for each open page
     assert config["stylesheets"] == []  # no font from elsewhere
     assert not re.findall(r"url\(\s*['\"]?(?!data:)", (ROOT / "ui/style.css").read_text("utf-8"))
     assert {d["api_visibility"] for d in config["dependencies"]} == {"private"}
     assert all(d["show_progress"] in ("hidden", "minimal") for d in config["dependencies"])
+
+
+def test_pages_long_gone_leave_memory(studio: Studio) -> None:
+    mounted = [route.app for route in create_app(studio).routes if hasattr(getattr(route, "app", None), "state_holder")]
+    assert len(mounted) == 2
+    for app in mounted:
+        for number in range(SESSIONS + 3):
+            app.state_holder[f"page {number}"]
+        assert len(app.state_holder.session_data) == SESSIONS
+        assert f"page {SESSIONS + 2}" in app.state_holder and "page 0" not in app.state_holder
 
 
 def test_no_event_tells_all_its_outputs_how_far_it_is(studio: Studio) -> None:
