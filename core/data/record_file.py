@@ -80,6 +80,9 @@ class RecordFile(Sequence[Record]):
     @overload
     def __getitem__(self, place: slice) -> list[Record]: ...
     def __getitem__(self, place: int | slice) -> Record | list[Record]:
+        if isinstance(place, slice) and (place.step or 1) == 1:
+            start, stop, _ = place.indices(len(self))
+            return [from_dict(json.loads(line)) for line in self.lines(start, stop).decode().split("\n") if line]
         with self.path.open("rb") as file:
             if isinstance(place, slice):
                 return [self._read(file, start) for start in self._starts[place]]
@@ -92,7 +95,7 @@ class RecordFile(Sequence[Record]):
 
     def lines(self, start: int, stop: int) -> bytes:
         """The records from `start` to before `stop` as they stand in the file."""
-        if start >= len(self):
+        if start >= min(stop, len(self)):
             return b""
         with self.path.open("rb") as file:
             file.seek(self._starts[start])
@@ -147,6 +150,8 @@ def _turn(turn: Message) -> dict[str, Any]:
 
 
 def _message(plain: Mapping[str, Any]) -> Message:
+    if len(plain) == 2:
+        return Message(plain["role"], plain["content"])
     calls = tuple(
         ToolCall(call["function"]["name"], call["function"]["arguments"], call["id"])
         for call in plain.get("tool_calls", ())
