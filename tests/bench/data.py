@@ -107,7 +107,7 @@ def _row(side: Side, answers: list[Answer], chats: int) -> dict[str, Any]:
     row["cpu_s_of_1000"] = 1000 * fastest.pop("cpu_seconds") / chats
     row |= {} if checks is None else {"chats_per_s_with_checks": chats / (seconds + checks)}
     row |= {} if again is None else {"chats_per_s_kept": chats / again}
-    return row | fastest
+    return row | fastest | {"grown_gib": max(answer["grown_gib"] for answer in answers)}  # the first round's, mostly
 
 
 def _tokenizer() -> Any:
