@@ -108,6 +108,6 @@ def create_app(studio: Studio, app: FastAPI | None = None) -> FastAPI:
             pwa=False,
             mcp_server=False,
         )
-        # A heartbeat holds a connection for each open page, and a browser has six for a server: a sixth page never came.
+        # A heartbeat holds a connection for every open page. A browser has six for a server: the sixth page never came.
         page.config["connect_heartbeat"] = False
     return app
