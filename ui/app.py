@@ -56,12 +56,13 @@ def _wire(demo: gr.Blocks, page: Page, handles: dict[str, gr.Tab]) -> None:
         page.when_selected(tab_id, handles[tab_id])
     opened = page.load(demo)
     datasets, train, compare = page.each.datasets, page.each.train, page.each.compare
-    # What no timer keeps live is filled once the open tab has been, and whenever its own tab is opened.
+    # What no timer keeps live is filled once the open tab has been, and whenever its own tab is opened. A run's form
+    # does not wait for that: who opens it at once would type into fields that are still to be filled.
     for event in (opened.then, handles["datasets"].select):
         event(datasets.shown, [datasets.chosen, datasets.start], datasets.view_outputs, **QUIET)
     for event in (opened.then, handles["compare"].select):
         event(compare.shown, [compare.transcript], compare.choice_outputs, **QUIET)
-    restored = opened.then(train.restored, [train.draft], train.restored_outputs, **QUIET)
+    restored = demo.load(train.restored, [train.draft], train.restored_outputs, **QUIET)
     restored.then(None, js="() => { window.loraStudioRestored = true; }", **QUIET)
     for tab in (train, page.each.models):
         demo.load(None, None, [tab.key], js=FIRST_KEY, **QUIET)
