@@ -2,11 +2,16 @@
 
 `apply_chat_template` copies everything that it is given, at each call, which takes longer than the template. Turns of
 ours are plain JSON already, so the template that transformers compiled is called with them as they are.
+
+Some templates print the date (Llama 3.2's). A run that is resumed on another day must find the same tokens, so a caller
+can name the day: `with written_on(moment): ...`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +20,28 @@ if TYPE_CHECKING:
 COMPARED = 1_000_000  # characters; what a hostile template writes is not made twice
 Turns = Sequence[Mapping[str, Any]]
 Template = Callable[[Turns, Any, bool], str]  # the turns, the tools or None, whether to add the generation prompt
+
+
+_moments: list[datetime] = []  # of the process, not of a thread: tokens are made in several
+
+
+@contextmanager
+def written_on(moment: datetime) -> Iterator[None]:
+    """Inside, what templates take for the current time is this moment."""
+    _moments.append(moment)
+    try:
+        yield
+    finally:
+        _moments.pop()
+
+
+def _now(form: str) -> str:
+    return moment_of_writing().strftime(form)
+
+
+def moment_of_writing() -> datetime:
+    """What templates take for the current time."""
+    return _moments[-1] if _moments else datetime.now()
 
 
 class ChatTemplate:
@@ -33,10 +60,10 @@ class ChatTemplate:
         kind = (tools is not None, add_generation_prompt)
         if kind in self._chosen:
             return self._chosen[kind](turns, tools, add_generation_prompt)
+        direct = self._direct(tools)
         text = self._applied(turns, tools, add_generation_prompt)
         if len(text) > COMPARED:
             return text
-        direct = self._direct(tools)
         is_same = direct is not None and direct(turns, tools, add_generation_prompt) == text
         self._chosen[kind] = direct if direct is not None and is_same else self._applied
         return text
@@ -56,6 +83,7 @@ class ChatTemplate:
             return None
         given: Any = self._tokenizer
         template: Any = compiled(given.get_chat_template(None, tools))
+        template.globals["strftime_now"] = _now  # for `apply_chat_template` too, which keeps what it compiled
         fixed = {**template.globals, **given.special_tokens_map, "documents": None}
 
         def direct(turns: Turns, tools: Any, add_generation_prompt: bool) -> str:

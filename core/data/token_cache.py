@@ -16,13 +16,13 @@ import logging
 import os
 import time
 import zlib
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.data.chat_template import moment_of_writing
 from core.data.tokenized import TokenPart
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def recipe_of(tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> byte
         json.dumps({name: str(token) for name, token in known.special_tokens_map.items()}, sort_keys=True),
         str(getattr(known, "split_special_tokens", False)),
         str(completion_only),
-        date.today().isoformat() if "strftime_now" in template else "",
+        moment_of_writing().date().isoformat() if "strftime_now" in template else "",
         _rules(),
     ]
     return hashlib.sha256("\0".join(facts).encode("utf-8", "surrogatepass")).digest()

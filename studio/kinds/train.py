@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import checkpoint_bytes, damaged_since, latest_checkpoint, load_checkpoint, prune, save_checkpoint
 from core.config import TrainConfig, from_dict
+from core.data.chat_template import written_on
 from core.data.token_cache import TokenCache
 from core.durable import check_free, file_sha256, verify_folder
 from core.errors import CheckpointError, MissingModelError
@@ -45,7 +47,12 @@ NAMED_ROWS = 20  # of those left out, in the log
 
 @job_kind("train")
 def run(context: JobContext) -> Outcome:
-    """Prepare, go on from the newest checkpoint, train, and file the best adapter."""
+    """Prepare, go on from the newest checkpoint, train, and file the best adapter; templates print the job's day."""
+    with written_on(datetime.fromtimestamp(context.job.created_at)):  # else a run resumed tomorrow had other tokens
+        return _run(context)
+
+
+def _run(context: JobContext) -> Outcome:
     config = from_dict(TrainConfig, context.job.spec["train"])
     model = context.library.model(context.job.spec["model_id"])
     folder = context.workspace.checkpoints_folder(context.job.id)

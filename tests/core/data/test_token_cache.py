@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from core.config import DataConfig, TrainConfig
 from core.data import template, token_cache
+from core.data.chat_template import written_on
 from core.data.record_file import RecordFile, RecordWriter, lines_of
 from core.data.records import Message, Record
+from core.data.rendering import render
 from core.data.template import tokenize_all
 from core.data.token_cache import TokenCache, key_of, recipe_of
 from core.data.token_view import LengthMeter
@@ -122,20 +125,18 @@ def test_what_decides_on_the_tokens_decides_on_the_files(
     assert anew(records, tokenizer) == 64
 
 
-def test_a_template_that_tells_the_date_is_asked_again_the_next_day(
-    make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Tomorrow(token_cache.date):
-        @classmethod
-        def today(cls) -> Any:
-            return cls(2999, 1, 1)
-
-    dated = make_tokenizer(SPECIALS, CHATML + "{{ strftime_now('%d') }}", "<|im_end|>")
+def test_a_template_that_tells_the_date_tells_that_of_the_run(make_tokenizer: Any) -> None:
+    dated = make_tokenizer(SPECIALS, CHATML + "{{ strftime_now('%d %b %Y') }}", "<|im_end|>")
     timeless = make_tokenizer(SPECIALS, CHATML, "<|im_end|>")
-    before = [recipe_of(one, True) for one in (dated, timeless)]
-    monkeypatch.setattr(token_cache, "date", Tomorrow)
-    after = [recipe_of(one, True) for one in (dated, timeless)]
-    assert before[0] != after[0] and before[1] == after[1]
+    turns = [Message("user", "hi"), Message("assistant", "hello")]
+    texts, recipes = [], []
+    for day in (datetime(2024, 7, 26, 23, 59), datetime(2999, 1, 1)):
+        with written_on(day):
+            texts.append(render([turns], dated, False)[0])
+            recipes.append([recipe_of(one, True) for one in (dated, timeless)])
+    assert texts[0].endswith("26 Jul 2024") and texts[1].endswith("01 Jan 2999")
+    assert recipes[0][0] != recipes[1][0] and recipes[0][1] == recipes[1][1]
+    assert render([turns], dated, False)[0].endswith(datetime.now().strftime("%d %b %Y"))
 
 
 def test_an_interrupted_preparation_goes_on(tmp_path: Path, tokenizer: Any, made: list[int]) -> None:
