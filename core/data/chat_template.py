@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_METHODS = frozenset(dir(dict))
 COMPARED = 1_000_000  # characters; what a hostile template writes is not made twice
 Turns = Sequence[Mapping[str, Any]]
 Template = Callable[[Turns, Any, bool], str]  # the turns, the tools or None, whether to add the generation prompt
@@ -37,6 +39,11 @@ def written_on(moment: datetime) -> Iterator[None]:
 
 def _now(form: str) -> str:
     return moment_of_writing().strftime(form)
+
+
+def _attribute(usual: Callable[[Any, str], Any], given: Any, name: str) -> Any:
+    """What jinja's sandbox finds, without the error that it raises and catches for each `message.role`."""
+    return given[name] if type(given) is dict and name in given and name not in _METHODS else usual(given, name)
 
 
 def moment_of_writing() -> datetime:
@@ -84,6 +91,8 @@ class ChatTemplate:
         given: Any = self._tokenizer
         template: Any = compiled(given.get_chat_template(None, tools))
         template.globals["strftime_now"] = _now  # for `apply_chat_template` too, which keeps what it compiled
+        if "getattr" not in vars(template.environment):
+            template.environment.getattr = partial(_attribute, template.environment.getattr)
         fixed = {**template.globals, **given.special_tokens_map, "documents": None}
 
         def direct(turns: Turns, tools: Any, add_generation_prompt: bool) -> str:

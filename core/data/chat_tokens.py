@@ -9,23 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from core.data.encoded import Encoded
 from core.data.prompt_tokens import prompt_tokens
 from core.data.records import Message, Record
 from core.data.rendering import beginning, encode, encode_with_places, end_id, plain_parts, render
 from core.data.turn_ends import TurnEnds
+from core.data.word_tokens import Masked, Span, WordTokens
 from core.errors import DatasetError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Masked = tuple[Sequence[int], NDArray[np.bool_]]  # token ids, and which of them are trained
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Chat:
     """A rendered conversation: where each answer begins and ends in its text."""
 
     text: str
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
 
 
 def rendered(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, ends: TurnEnds) -> list[Chat | None]:
@@ -49,13 +45,20 @@ def _takes_template(record: Record, tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(record.messages and tokenizer.chat_template)
 
 
-def masked(records: Sequence[Record], chats: Sequence[Chat | None], tokenizer: PreTrainedTokenizerBase) -> list[Masked]:
+def masked(
+    records: Sequence[Record],
+    chats: Sequence[Chat | None],
+    tokenizer: PreTrainedTokenizerBase,
+    words: WordTokens | None,
+) -> list[Masked]:
     """The tokens of each record, and which of them are its answers' (of a plain text: all).
 
     Raises DatasetError naming the row whose prompts have other tokens once an answer follows them.
     """
     pairs = [(record, chat) for record, chat in zip(records, chats, strict=True) if chat is not None]
-    templated = _templated(pairs, tokenizer)
+    quick = words.masked([(chat.text, chat.spans) for _, chat in pairs]) if words else [None] * len(pairs)
+    others = _templated([pair for pair, one in zip(pairs, quick, strict=True) if one is None], tokenizer)
+    templated = (one or next(others) for one in quick)
     found: list[Masked] = []
     for record, chat in zip(records, chats, strict=True):
         if chat is not None:
@@ -64,7 +67,7 @@ def masked(records: Sequence[Record], chats: Sequence[Chat | None], tokenizer: P
             found.append(_plain_chat(record, tokenizer))
         else:
             ids = [*beginning(tokenizer), *encode([record.text], tokenizer)[0], end_id(tokenizer)]
-            found.append((ids, np.ones(len(ids), bool)))
+            found.append((ids, [(0, len(ids))]))
     return found
 
 
@@ -73,8 +76,9 @@ def _plain_chat(record: Record, tokenizer: PreTrainedTokenizerBase) -> Masked:
         parts = plain_parts(_answered(record), tokenizer)
     except DatasetError as error:
         raise DatasetError(f"Row {record.row:,}: {error.what}", error.fix) from error
-    answers = [answer for ids, answer in parts for _ in ids]
-    return [token for ids, _ in parts for token in ids], np.array(answers, bool)
+    ends = accumulate(len(ids) for ids, _ in parts)
+    answers = [(end - len(ids), end) for (ids, is_answer), end in zip(parts, ends, strict=True) if is_answer]
+    return [token for ids, _ in parts for token in ids], answers
 
 
 def _answered(record: Record) -> tuple[Message, ...]:
@@ -94,20 +98,16 @@ def _templated(pairs: Sequence[tuple[Record, Chat]], tokenizer: PreTrainedTokeni
     for (record, chat), tokens, firsts in zip(pairs, encoded, prompts, strict=True):
         answers = [(first, end) for first, (_, end) in zip(firsts, chat.spans, strict=True) if first is not None]
         if len(answers) == len(chat.spans):
-            yield tokens.ids, _mask(tokens, answers)
+            yield tokens.ids, [(first, _stop(tokens, first, end)) for first, end in answers]
         elif any(char.isspace() for start, _ in chat.spans for char in chat.text[max(start - 1, 0) : start + 1]):
             yield _in_parts(chat, tokenizer)
         else:
             raise _unclear(record, "its tokens differ with and without the answer")
 
 
-def _mask(tokens: Encoded, answers: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-    """Mark each answer, given as (its first token, the character after its last), by where the tokens start."""
-    mask = np.zeros(len(tokens.ids), bool)
-    for first, end in answers:
-        stop = max(first, tokens.tokens_before(end))  # the template's newline starts at the end, and stays out
-        mask[first:stop] = True
-    return mask
+def _stop(tokens: Encoded, first: int, end: int) -> int:
+    """Where the answer stops whose first token and the character after whose last are given."""
+    return max(first, tokens.tokens_before(end))  # the template's newline starts at the end, and stays out
 
 
 def _in_parts(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> Masked:
@@ -118,9 +118,12 @@ def _in_parts(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> Masked:
     """
     cuts = [0, *(start for start, _ in chat.spans), len(chat.text)]
     parts = encode_with_places([chat.text[a:b] for a, b in pairwise(cuts)], tokenizer)
-    masks = [_mask(part, [(0, end - start)]) for (start, end), part in zip(chat.spans, parts[1:], strict=True)]
-    ids = [token for part in parts for token in part.ids]
-    return ids, np.concatenate([np.zeros(len(parts[0].ids), bool), *masks])
+    firsts = accumulate(len(part.ids) for part in parts)
+    answers = [
+        (first, first + _stop(part, 0, end - start))
+        for first, (start, end), part in zip(firsts, chat.spans, parts[1:], strict=False)
+    ]
+    return [token for part in parts for token in part.ids], answers
 
 
 def _rendered(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, ends: TurnEnds) -> list[Chat]:

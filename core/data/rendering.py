@@ -40,20 +40,22 @@ def render(
     """
     texts: list[str] = []
     template = ChatTemplate(tokenizer)
+    shared = {id(turn): turn for turns in conversations for turn in turns}  # one conversation begins like another
+    plain = {key: _as_dict(turn) for key, turn in shared.items()}
     with Limits() as limits:
         for turns, given in zip(conversations, tools or [""] * len(conversations), strict=True):
             limits.renew_now_and_then()
-            texts.append(_apply(template, turns, add_generation_prompt, json.loads(given) if given else None))
+            parsed = json.loads(given) if given else None
+            texts.append(_apply(template, [plain[id(turn)] for turn in turns], add_generation_prompt, parsed))
             _check_tools(turns, given, texts[-1])
     return texts
 
 
-def _apply(template: ChatTemplate, turns: Sequence[Message], add_generation_prompt: bool, tools: Any) -> str:
+def _apply(template: ChatTemplate, turns: Sequence[dict[str, Any]], add_generation_prompt: bool, tools: Any) -> str:
     from jinja2 import TemplateError
 
-    plain = [_as_dict(turn) for turn in turns]
     try:
-        text = template.render(plain, tools, add_generation_prompt)
+        text = template.render(turns, tools, add_generation_prompt)
     except (LimitError, MemoryError, RecursionError):
         raise _too_much(f"takes over {CPU_S:.0f} s or {MEMORY_BYTES >> 30} GiB") from None
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
@@ -95,7 +97,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 def _check_tools(turns: Sequence[Message], tools: str, text: str) -> None:
     """Many templates know no tools and pass over them in silence."""
-    names = [call.name for turn in turns for call in turn.tool_calls]
+    names = [call.name for turn in turns if turn.tool_calls for call in turn.tool_calls]
     names += [tool["function"]["name"] for tool in json.loads(tools)] if tools else []
     lost = next((name for name in names if name not in text), None)
     if lost is not None:

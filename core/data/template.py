@@ -22,6 +22,7 @@ from core.data.records import Record
 from core.data.token_cache import TokenCache, key_of, recipe_of
 from core.data.tokenized import TokenizedExample, TokenPart, TokenTable
 from core.data.turn_ends import TurnEnds
+from core.data.word_tokens import WordTokens
 from core.errors import DatasetError, ModelError, StudioError
 
 if TYPE_CHECKING:
@@ -133,11 +134,11 @@ def _jobs(
     records: Sequence[Record], chunks: Sequence[range], tokenizer: PreTrainedTokenizerBase, completion_only: bool
 ) -> Iterator[_Job]:
     """What is left to do for each chunk of records, once its conversations are rendered."""
-    ends = TurnEnds.of(tokenizer)
+    ends, words = TurnEnds.of(tokenizer), WordTokens.of(tokenizer)
     for places in chunks:
         chunk = records[places.start : places.stop]
         chats = rendered(chunk, tokenizer, ends)
-        job = partial(_part, chunk, chats, tokenizer, completion_only)
+        job = partial(_part, chunk, chats, tokenizer, words, completion_only)
         small = sum(len(chat.text) for chat in chats if chat) + sum(len(one.text) for one in chunk) <= ASIDE_CHARACTERS
         yield job if small else partial(_done, job())
 
@@ -174,17 +175,20 @@ def _side_by_side(jobs: Iterator[_Job], is_one: bool) -> Generator[TokenPart, No
 
 
 def _part(
-    records: Sequence[Record], chats: Sequence[Chat | None], tokenizer: PreTrainedTokenizerBase, completion_only: bool
+    records: Sequence[Record],
+    chats: Sequence[Chat | None],
+    tokenizer: PreTrainedTokenizerBase,
+    words: WordTokens | None,
+    completion_only: bool,
 ) -> TokenPart:
-    found = masked(records, chats, tokenizer)
-    for record, (_, mask) in zip(records, found, strict=True):
-        mask[:] = mask if completion_only else True
-        mask[:1] = False
-        if not mask.any():
+    found = masked(records, chats, tokenizer, words)
+    starts = np.cumsum([0, *(len(ids) for ids, _ in found)], dtype=np.int64)
+    mask = np.zeros(starts[-1], bool)
+    for record, (ids, answers), start in zip(records, found, starts[:-1].tolist(), strict=True):
+        spans = [(max(first, 1), stop) for first, stop in (answers if completion_only else [(0, len(ids))])]
+        if not any(first < stop for first, stop in spans):
             raise DatasetError(f"Row {record.row:,} has no token to train.", "Give it an answer, or skip bad rows.")
-    return TokenPart(
-        np.array([record.row for record in records], np.int64),
-        np.cumsum([0, *(len(ids) for ids, _ in found)], dtype=np.int64),
-        np.concatenate([np.array(ids, np.int32) for ids, _ in found]),
-        np.concatenate([mask for _, mask in found]),
-    )
+        for first, stop in spans:
+            mask[start + first : start + stop] = True
+    rows = np.array([record.row for record in records], np.int64)
+    return TokenPart(rows, starts, np.concatenate([np.asarray(ids, np.int32) for ids, _ in found]), mask)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from core.data import chat_template, template
 from core.data.records import Message, Record
@@ -124,6 +125,19 @@ def test_templates_are_rendered_as_transformers_does_it(make_tokenizer: Any, mon
 
     monkeypatch.setattr(chat_template.ChatTemplate, "_direct", other)
     assert render(turns, tokenizer, False) == expected
+
+
+@pytest.mark.parametrize("name", ["role", "items", "_hidden", "__class__", "absent", "append", "format"])
+@pytest.mark.parametrize("given", [{"role": "user", "items": 1, "_hidden": 2, "__class__": 3}, ["user"], "{0}", None])
+def test_attributes_are_what_jinjas_sandbox_finds(given: Any, name: str) -> None:
+    usual = ImmutableSandboxedEnvironment().getattr
+    expected, found = usual(given, name), chat_template._attribute(usual, given, name)
+    assert type(found) is type(expected)
+    if name in ("role", "_hidden"):
+        assert found == expected
+    if name == "__class__":
+        with pytest.raises(SecurityError):
+            found()
 
 
 def test_parts_can_be_joined() -> None:

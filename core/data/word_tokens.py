@@ -1,0 +1,207 @@
+"""The tokens of rendered conversations, put together from the tokens of their words.
+
+A text is split at special tokens before anything else happens to it. What stands between two of them, a segment, is
+split by a pattern, and where no match of that pattern can go on at a space, a segment may be cut before every space
+that has something other than white space before it: each piece becomes the same tokens wherever it stands. Words come
+again and again, so that nearly all are looked up, in a seventh of the time that the tokenizer takes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.data.rendering import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KEPT = 1 << 16  # pieces of each kind; what comes often comes early, so that those are never exchanged
+LONGEST = 40  # characters of a piece that is kept: Chinese has no spaces, and its sentences do not come again
+ID_BYTES = 4
+
+Span = tuple[int, int]  # from, to before
+Masked = tuple[Sequence[int] | NDArray[np.int32], list[Span]]  # token ids, and those of the answers
+
+_CUT = re.compile(r"(?<=\S)(?= )")
+_LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+# What patterns choose from, in the tokenizers of GPT-2, GPT-4, Llama 3, Qwen and their kin. Each takes a space as its
+# first character only, or else within white space.
+_ALTERNATIVES = (
+    "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", _ENDINGS, r"'(?i:[sdmt]|ll|ve|re)",
+    r" ?\p{L}+", r" ?\p{N}+", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+",
+    r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS[0]}*{_LETTERS[1]}+{_ENDINGS}?",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS[0]}+{_LETTERS[1]}*{_ENDINGS}?",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+    r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+",
+)  # fmt: skip
+_ONE = "|".join(map(re.escape, _ALTERNATIVES))
+_PATTERN = re.compile(rf"(?:{_ONE})(?:\|(?:{_ONE}))*")
+
+
+class WordTokens:
+    """The pieces of one tokenizer, learned as they come; several threads may ask."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.content}
+        names = sorted(added, key=len, reverse=True)  # of those that begin at one place, the longest is taken
+        self._special = re.compile(f"({'|'.join(map(re.escape, names))})" if names else r"((?!))")
+        self._inner = {"": b""}  # pieces that may have another behind them: no white space ends them
+        self._last = {"": b""}  # pieces at the end of a segment, and the special tokens
+        self._last |= {name: number.to_bytes(ID_BYTES, sys.byteorder) for name, number in added.items()}
+        self._joint = next(filter(_is_alone, names), "")
+        self._joint_id = added.get(self._joint, -1)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> WordTokens | None:
+        """Those of a tokenizer that is known to make the same tokens of pieces as of whole texts, else None."""
+        return cls(tokenizer) if _is_cut_at_spaces(tokenizer) else None
+
+    def masked(self, chats: Sequence[tuple[str, Sequence[Span]]]) -> list[Masked | None]:
+        """The tokens of each text, of which the spans of its answers' characters are given, and theirs.
+
+        None where an answer ends at no special token, or where the text up to its beginning, tokenised by itself, is
+        not the beginning of the text's tokens.
+        """
+        divided = [self._special.split(text) for text, _ in chats]  # segments; at odd places, special tokens
+        found: list[Masked | None] = []
+        for (_, spans), parts, tokens in zip(chats, divided, self._tokens(divided), strict=True):
+            answers = self._answers(spans, parts, tokens)
+            found.append((np.frombuffer(b"".join(tokens), np.int32), answers) if answers is not None else None)
+        return found
+
+    def _answers(self, spans: Sequence[Span], parts: Sequence[str], tokens: Sequence[bytes]) -> list[Span] | None:
+        starts = list(accumulate(map(len, parts), initial=0))
+        before = list(accumulate(map(len, tokens), initial=0))
+        answers = []
+        for start, end in spans:
+            at, stop = bisect_left(starts, start), bisect_left(starts, end)
+            first = before[at]
+            if starts[at] != start:  # within a part, as templates write a role and a line end before an answer
+                prompt = self._prompt(parts[at - 1][: start - starts[at - 1]])
+                if at % 2 == 0 or not tokens[at - 1].startswith(prompt):
+                    return None
+                first = before[at - 1] + len(prompt)
+            if starts[stop] != end or stop % 2:
+                return None
+            answers.append((first // ID_BYTES, before[stop] // ID_BYTES))
+        return answers
+
+    def _prompt(self, segment: str) -> bytes:
+        return self._last.get(segment) or self._tokens([[segment]])[0][0]
+
+    def _tokens(self, divided: Sequence[Sequence[str]]) -> list[list[bytes]]:
+        """The tokens of each part of each text; all that is new is given to the tokenizer at once."""
+        found: list[list[Any]] = [[self._known(part) for part in parts] for parts in divided]
+        new = [place for place, own in enumerate(found) if None in own]
+        fresh = self._learned(
+            part for place in new for part, own in zip(divided[place], found[place], strict=True) if own is None
+        )
+        for own, parts in ((found[place], divided[place]) for place in new):
+            for at, part in enumerate(parts):
+                if own[at] is None:
+                    own[at] = self._known(part) or self._joined(part, fresh)
+        return found
+
+    def _known(self, segment: str) -> bytes | None:
+        """None where a piece is not known.
+
+        One that must not be cut off, as white space ends it, is never among the inner ones.
+        """
+        if " " not in segment or "\0" in segment:
+            return self._last.get(segment)
+        *inner, last = segment.replace(" ", "\0 ").split("\0")
+        try:
+            return b"".join(map(self._inner.__getitem__, inner)) + self._last[last]
+        except KeyError:
+            return None
+
+    def _joined(self, segment: str, fresh: Mapping[str, bytes]) -> bytes:
+        *inner, last = _CUT.split(segment)
+        found = [self._inner[piece] if piece in self._inner else fresh[piece] for piece in inner]
+        return b"".join(found) + (self._last[last] if last in self._last else fresh[last])
+
+    def _learned(self, segments: Iterable[str]) -> Mapping[str, bytes]:
+        """The tokens of the pieces that are not known, which are kept while there is room."""
+        inner, last = set[str](), set[str]()
+        for *pieces, end in map(_CUT.split, segments):
+            inner.update(pieces)
+            last.add(end)
+        inner = {piece for piece in inner if piece not in self._inner}
+        last = {piece for piece in last if piece not in self._last}
+        pieces = list(inner | last)
+        fresh = dict(zip(pieces, self._made(pieces), strict=True))
+        for kept, names in ((self._inner, inner), (self._last, last)):
+            for name in names:
+                if len(name) <= LONGEST and len(kept) < KEPT:
+                    kept[name] = fresh[name]
+        return fresh
+
+    def _made(self, pieces: Sequence[str]) -> list[bytes]:
+        """The tokens of pieces, as one text with a special token between two: many texts take four times as long."""
+        if self._joint and pieces:
+            ids = np.array(encode([self._joint.join(pieces)], self._tokenizer)[0], np.int32)
+            cuts = np.flatnonzero(ids == self._joint_id)
+            if len(cuts) == len(pieces) - 1:
+                content, places = ids.tobytes(), (cuts * ID_BYTES).tolist()
+                starts = [0, *(place + ID_BYTES for place in places)]
+                return [content[start:end] for start, end in zip(starts, [*places, None], strict=True)]
+        return [np.array(ids, np.int32).tobytes() for ids in encode(pieces, self._tokenizer)]
+
+
+def _is_alone(name: str) -> bool:
+    """Whether a special token cannot overlap itself, so that joining texts with it never finds it elsewhere."""
+    return not any(name.endswith(name[:length]) for length in range(1, len(name)))
+
+
+def _is_cut_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether all that the tokenizer does to a text is known to allow such cuts."""
+    from tokenizers import models, normalizers
+
+    given: Any = tokenizer
+    backend, added = given.backend_tokenizer, given.added_tokens_decoder.values()
+    if any(token.lstrip or token.rstrip or token.single_word or re.search(r"\s", token.content) for token in added):
+        return False
+    kinds = {bool(token.normalized) for token in added}  # those of one kind are looked for before those of the other
+    if len(kinds) > 1 or getattr(given, "split_special_tokens", False):
+        return False
+    if backend.normalizer is not None and (True in kinds or not isinstance(backend.normalizer, normalizers.NFC)):
+        return False
+    if not isinstance(backend.model, models.BPE) or backend.model.dropout is not None or backend.pre_tokenizer is None:
+        return False
+    steps = list(_steps(json.loads(backend.pre_tokenizer.__getstate__())))
+    return any(map(_cuts, steps)) and all(map(_allows_cuts, steps))
+
+
+def _steps(pre_tokenizer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if pre_tokenizer["type"] == "Sequence":
+        for step in pre_tokenizer["pretokenizers"]:
+            yield from _steps(step)
+    else:
+        yield pre_tokenizer
+
+
+def _cuts(step: Mapping[str, Any]) -> bool:
+    """Whether a step begins a piece at every such space, as a pattern does that matches any white space."""
+    pattern = step.get("pattern", {}).get("Regex", "")
+    return bool(step.get("use_regex")) or pattern.endswith(r"|\s+")
+
+
+def _allows_cuts(step: Mapping[str, Any]) -> bool:
+    if step["type"] == "ByteLevel":
+        return not step["add_prefix_space"]
+    if step["type"] == "Split":
+        plain = step["behavior"] == "Isolated" and not step["invert"]
+        return plain and bool(_PATTERN.fullmatch(step["pattern"].get("Regex", "")))
+    return bool(step["type"] == "Digits")
