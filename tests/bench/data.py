@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -44,9 +45,7 @@ CHATML = """{%- for message in messages -%}
 
 def write_chats(path: Path, count: int) -> None:
     """Chats of one to three turns a side, out of the sentences of Python's documentation."""
-    from tests.bench.tasks.pretrain import english
-
-    sentences, draw = english(), random.Random(0)
+    sentences, draw = documented(), random.Random(0)
 
     def words(most: int) -> str:
         return " ".join(draw.choice(sentences) for _ in range(draw.randint(1, most)))
@@ -57,6 +56,19 @@ def write_chats(path: Path, count: int) -> None:
             for _ in range(draw.choice((1, 1, 2, 3))):
                 turns += [{"role": "user", "content": words(3)}, {"role": "assistant", "content": words(4)}]
             file.write(json.dumps({"messages": turns}) + "\n")
+
+
+def documented() -> list[str]:
+    """Sentences of Python's documentation topics and of its standard library's docstrings."""
+    import pydoc_data.topics as topics
+
+    texts = list(topics.topics.values())
+    library = Path(topics.__file__).parents[1]
+    for path in sorted(library.glob("*.py")):
+        texts += re.findall(r'"""(.+?)"""', path.read_text(encoding="utf-8", errors="ignore"), re.S)
+    plain = [re.sub(r"\s+", " ", part) for text in texts for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)]
+    wordy = [part.strip() for part in plain if 30 <= len(part) <= 160 and len(re.findall(r"[a-z]{2,}", part)) >= 6]
+    return [part for part in dict.fromkeys(wordy) if sum(map(str.isalpha, part)) > 0.7 * len(part)]
 
 
 def main(argv: list[str] | None = None) -> Result:

@@ -11,9 +11,9 @@ from typing import Any
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
 from tests.bench.comparison.tasks import CACHE, DATASETS, minilm, starter
-from tests.bench.tasks.pretrain import pretrain
+from tests.bench.tasks.pretrain import MINUTES, WORKERS, pretrain
+from tests.bench.tasks.texts import gather
 
-PRETRAINING_MINUTES = 4.0  # on a GPU
 Rows = list[dict[str, str]]
 
 
@@ -63,7 +63,7 @@ def preferences() -> Rows:
 def pretrained(kind: str) -> Path:
     """A small model of a kind, pretrained once."""
     folder = CACHE / f"tiny-{kind}"
-    return folder if (folder / "config.json").exists() else pretrain(kind, folder, PRETRAINING_MINUTES)
+    return folder if (folder / "config.json").exists() else pretrain(kind, folder, MINUTES, gather(), WORKERS)
 
 
 def _config(rate: float, epochs: float, r: int = 16, **more: Any) -> TrainConfig:

