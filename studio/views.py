@@ -170,6 +170,9 @@ class RankView:
     rule_of_thumb: int = 0  # for a model as wide as this one, before there is anything to measure; 0 when unknown
 
 
+TOKENISING = "Tokenising "  # so begins what a job says while it counts rows, before its first step
+
+
 @dataclass(frozen=True)
 class JobView:
     """A job as the jobs table and its detail page show it."""
@@ -205,6 +208,11 @@ class JobView:
     def is_over(self) -> bool:
         """True once the job can never run again by itself."""
         return self.state in ("succeeded", "failed", "cancelled")
+
+    @property
+    def counts_rows(self) -> bool:
+        """True while `step` and `total_steps` are rows that become tokens."""
+        return self.message.startswith(TOKENISING)
 
     @property
     def progress(self) -> float:

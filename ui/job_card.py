@@ -51,7 +51,9 @@ def _cells(job: JobView, queue: QueueView, t: Translator) -> list[Cell | str]:
 def figures(job: JobView, t: Translator) -> str:
     """The head of the card: name, state, progress bar and readings."""
     values = {
-        t("jobs.step"): f"{job.step:,} / {job.total_steps:,}" if job.total_steps else NOTHING,
+        t("jobs.rows_prepared" if job.counts_rows else "jobs.step"): f"{job.step:,} / {job.total_steps:,}"
+        if job.total_steps
+        else NOTHING,
         t("jobs.eta"): NOTHING if job.is_over else duration_text(job.eta_s, t),
         t("jobs.elapsed"): duration_text(_elapsed(job), t),
     }

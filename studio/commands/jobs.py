@@ -129,7 +129,8 @@ def job_facts(job: JobView, more: Mapping[str, str] | None = None) -> Renderable
     """One job as lines."""
     best = None if job.best_eval_loss is None else f"{job.best_eval_loss:.4f} at step {job.best_step}"
     shown = {"id": job.id, "name": job.name, "kind": job.kind, "state": job.state, "now": job.message}
-    shown |= {"step": f"{job.step} of {job.total_steps}" if job.total_steps else "", "best eval loss": best or ""}
+    counted = "rows prepared" if job.counts_rows else "step"
+    shown |= {counted: f"{job.step} of {job.total_steps}" if job.total_steps else "", "best eval loss": best or ""}
     shown |= {"error": job.error_what, "evidence": job.failure.get("evidence", ""), "fix": job.error_fix}
     return facts(shown | {name.replace("_", " "): str(value) for name, value in job.result.items()} | dict(more or {}))
 

@@ -86,7 +86,7 @@ def _prepare(context: JobContext, config: TrainConfig, model: ModelRow, dataset:
     name = choose_task(config.task, inspect_model(folder).family, dataset.format)
     task = make_task(name, dataset.records, config)
     loaded, tokenizer = context.wait_for(lambda: task.load(folder, config))
-    context.say(f"Tokenising {len(dataset):,} rows")
+    context.say(f"Tokenising {len(dataset):,} rows")  # `JobView.counts_rows` knows it
     config = _with_new_modules(config, task.new_modules(loaded))
     task.cache = TokenCache(context.workspace.tokens)
     with _counting_rows(context) as progress:
@@ -116,8 +116,7 @@ def _counting_rows(context: JobContext) -> Iterator[Progress]:
     try:
         yield progress
     finally:
-        context.record(began.step, {}, total_steps=began.total_steps, eta_s=None)
-        context.flush()
+        context.say("Preparing the first step", step=began.step, total_steps=began.total_steps, eta_s=None)
 
 
 def _log_left_out(rows: tuple[int, ...], max_length: int) -> None:

@@ -20,6 +20,7 @@ from studio.context import JobContext
 from studio.kinds import kinds
 from studio.kinds.add_model import absolute_source
 from studio.tables import JobRow, ModelRow
+from studio.views import TOKENISING
 from studio.worker import work
 from tests import toy
 from tests.live import LiveStudio
@@ -416,18 +417,24 @@ def test_a_second_job_on_the_same_rows_tokenises_nothing(
     from core.data import template
 
     told: list[dict[str, Any]] = []
-    record = JobContext.record
+    record, say = JobContext.record, JobContext.say
 
     def noted(self: JobContext, step: int, values: Any, **columns: Any) -> None:
         told.append({"step": step, **columns})
         record(self, step, values, **columns)
 
+    def said(self: JobContext, message: str, **columns: Any) -> None:
+        told.append({"message": message, **columns})
+        say(self, message, **columns)
+
     monkeypatch.setattr(JobContext, "record", noted)
+    monkeypatch.setattr(JobContext, "say", said)
     spec = train_spec(live, model_folder)
     first = run(live, "train", spec)
     assert first.state == "succeeded" and len(list(live.workspace.tokens.glob("*.arrow"))) == 1
-    assert told[0] == {"step": 60, "total_steps": 60, "eta_s": None}
-    assert told[1] == {"step": 0, "total_steps": 0, "eta_s": None}  # the bar counts steps again
+    counted = told.index({"step": 60, "total_steps": 60, "eta_s": None})
+    assert told[counted - 1]["message"].startswith(TOKENISING)  # which is how the page knows that these are rows
+    assert told[counted + 1].pop("message") and told[counted + 1] == {"step": 0, "total_steps": 0, "eta_s": None}
     monkeypatch.setattr(template, "_part", None)
     other = train_spec(live, model_folder, dataclasses.replace(CONFIG, seed=3))
     second = run(live, "train", {**other, "dataset_id": spec["dataset_id"]}, "second")

@@ -207,6 +207,14 @@ def test_figures_show_progress_and_time_left(t: Translator) -> None:
         assert words in shown
 
 
+def test_figures_call_rows_rows_while_they_become_tokens(t: Translator) -> None:
+    rows, step = f">{t('jobs.rows_prepared')}<", f">{t('jobs.step')}<"
+    preparing = figures(job(state="running", step=64, total_steps=320, message="Tokenising 320 rows"), t)
+    training = figures(job(state="running", step=64, total_steps=320, message="Training"), t)
+    assert rows in preparing and step not in preparing and "64 / 320" in preparing
+    assert step in training and rows not in training
+
+
 def test_unknown_kinds_of_jobs_are_shown_by_their_name(t: Translator) -> None:
     from ui.job_card import job_table
 

@@ -141,7 +141,8 @@ class JobsTab(Tab):
         if job.kind != "train":
             return ""
         curves = self.studio.metrics(job.id, names=("loss", "eval_loss"))
-        return loss_plot(curves, self.t, log_y=log_scale, best_step=job.best_step, total_steps=job.total_steps)
+        steps = 0 if job.counts_rows else job.total_steps
+        return loss_plot(curves, self.t, log_y=log_scale, best_step=job.best_step, total_steps=steps)
 
     def _scores(self, job: JobView) -> str:
         if job.kind != "train":
