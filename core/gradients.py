@@ -113,8 +113,8 @@ class Gradients:
         peak, (_, total) = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)
         del reserve
         self.start_over()
-        again = f"{self.recompute.count} of {len(self.recompute.layers)} layers are computed again"
-        return " ".join([*notes, f"The longest batch takes {_gib(peak)} of {_gib(total)}; {again} backward."])
+        took = f"The longest batch takes {_gib(peak)} of {_gib(total)}."
+        return " ".join([*notes, took, self.recompute.in_words()])
 
     def _try(self, ordered: Sequence[int]) -> None:
         parts = self.micro_batches.divide(self.examples, ordered)
@@ -145,8 +145,7 @@ class Gradients:
         if self.micro_batches.halve(longest, full_speed, computed):
             return f"Memory ran out: from here on at most {self.micro_batches.size_in_words} together."
         if self.recompute.more():
-            count, all_layers = self.recompute.count, len(self.recompute.layers)
-            return f"Memory ran out: from here on {count} of {all_layers} layers are computed again backward."
+            return f"Memory ran out: {self.recompute.in_words()}"
         if self.micro_batches.halve(longest, 1, computed):
             return f"Memory ran out: from here on at most {self.micro_batches.size_in_words} together."
         return ""
@@ -160,12 +159,12 @@ class Gradients:
 
     def state_dict(self) -> dict[str, int]:
         """What a resumed run needs to compute its steps alike."""
-        return {**self.micro_batches.state_dict(), "recomputed": self.recompute.count}
+        return {**self.micro_batches.state_dict(), "recomputed": self.recompute.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The inverse of `state_dict`."""
         self.micro_batches.load_state_dict(state)
-        self.recompute.count = int(state["recomputed"])
+        self.recompute.steps = int(state["recomputed"])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

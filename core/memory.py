@@ -16,6 +16,7 @@ from core.quantize.size import NONE, packed_bytes
 if TYPE_CHECKING:
     from core.models import ModelInfo
 
+ALLOCATOR = "expandable_segments:True"  # of torch on CUDA: no holes between the pieces of batches of many sizes
 LOGIT_CHUNK_BYTES = 1 << 28  # float32 logits that the loss holds at once
 LOGIT_COPIES = 3  # logits, their log-softmax, their gradient
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}

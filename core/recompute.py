@@ -1,12 +1,16 @@
-"""Layers that keep nothing but their input for the backward pass, and are computed again there: slower, smaller.
+"""Layers that keep less for the backward pass, and compute the rest again there: slower, smaller.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", a layer at a time and only as many as must be.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", an eighth of the layers at a time and only as many as
+must be. A fused layer gives up first what is large and cheap (`core.ops.decoder_layer.Again`): gate and up of its MLP
+are two thirds of what it keeps, and its whole forward pass is twice the work of computing them again. Other layers can
+only be computed again as a whole.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,42 +19,82 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from core.micro_batches import drops_at_random
+from core.ops.decoder_layer import Again
+from core.ops.stand_in import LayerStandIn
+
+PARTS = 8  # of the layers, one of which gives up more at a time
+WORDS = {
+    Again.LAYER: "all of {}",
+    Again.ATTENTION: "the attention and the inner products of the MLP of {}",
+    Again.MLP: "the inner products of the MLP of {}",
+}
 
 
 class Recompute:
-    """The first `count` of a model's layers are computed again in the backward pass; none at first.
+    """How much of which of a model's layers is computed again, in `steps` that give up more and more; none at first.
 
-    The first, since what the others keep is gone by the time that these are computed again.
+    The first layers first, since what the others keep is gone by the time that these are computed again.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers = repeated_layers(model)
-        self.count = 0
+        self.parts = min(PARTS, len(self.layers))
+        self.are_fused = False  # any of them, when they ran last
+        self.steps = 0
 
     def more(self) -> bool:
-        """A quarter of the layers more; False when none is left."""
-        if self.count >= len(self.layers):
+        """Give up a step more; False when nothing is left."""
+        if self.steps >= self.parts * (Again.LAYER if self.are_fused else 1):
             return False
-        self.count = min(len(self.layers), self.count + -(-len(self.layers) // 4))
+        self.steps += 1
         return True
+
+    def again(self, index: int) -> Again:
+        """What of a layer is computed again."""
+        part = index * self.parts // len(self.layers)
+        level = Again(min(Again.LAYER, (self.steps + self.parts - 1 - part) // self.parts))
+        return level if self.are_fused or not level else Again.LAYER
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, these layers run so, in whatever form of their forward is in place."""
-        chosen = self.layers[: self.count]
-        before = [layer.__dict__.get("forward") for layer in chosen]
-        keeps_random = bool(chosen) and drops_at_random(self.model)
-        for layer in chosen:
-            layer.forward = partial(_again_later, layer.forward, keeps_random)
+        """Inside, the layers run so, in whatever form of their forward is in place."""
+        self.are_fused = any(_is_fused(layer.forward) for layer in self.layers)
+        keeps_random = bool(self.steps) and drops_at_random(self.model)
+        with ExitStack() as stack:
+            for index, layer in enumerate(self.layers if self.steps else ()):
+                if level := self.again(index):
+                    stack.enter_context(_giving_up(layer, level, keeps_random))
+            yield
+
+    def in_words(self) -> str:
+        """What is computed again, for the log."""
+        counts = Counter(self.again(index) for index in range(len(self.layers)))
+        found = [words.format(counts[level]) for level, words in WORDS.items() if counts[level]]
+        return f"Computed again backward, of {len(self.layers)} layers: {'; '.join(found) or 'nothing'}."
+
+
+@contextmanager
+def _giving_up(layer: Any, level: Again, keeps_random: bool) -> Iterator[None]:
+    own, forward = layer.__dict__.get("forward"), layer.forward
+    if _is_fused(forward) and level < Again.LAYER:
+        forward.again, forward.keeps_random = level, keeps_random
         try:
             yield
         finally:
-            for layer, own in zip(chosen, before, strict=True):
-                if own is None:
-                    del layer.forward
-                else:
-                    layer.forward = own
+            forward.again = Again.NOTHING
+        return
+    layer.forward = partial(_again_later, forward, keeps_random)
+    try:
+        yield
+    finally:
+        del layer.forward
+        if own is not None:
+            layer.forward = own
+
+
+def _is_fused(forward: Any) -> bool:
+    return isinstance(forward, LayerStandIn) and forward.fused is not None
 
 
 def _again_later(forward: Callable[..., Any], keeps_random: bool, *args: Any, **kwargs: Any) -> Any:

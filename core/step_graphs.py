@@ -7,6 +7,7 @@ graph, the ordinary pass goes on, and `reason` says why.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,18 +102,15 @@ class StepGraphs:
         """Add the gradients of a batch, divided by `trained`, and return the sum of its losses."""
         key = _shape_of(batch)
         if key not in self._recorded:
-            recorded, loss = self._record(batch, trained)
-            if recorded is not None:
-                self._recorded[key] = recorded
-            return loss
+            return self._first(key, batch, trained)
         recorded = self._recorded[key]
         _copy_into(recorded.batch, batch)
         recorded.scale.fill_(1.0 / trained)
         recorded.graph.replay()
         return recorded.loss.clone()
 
-    def _record(self, batch: PackedBatch, trained: int) -> tuple[_Recorded | None, Tensor]:
-        """Run a batch the ordinary way, record it, and check that the replay adds the same gradients."""
+    def _first(self, key: tuple[int, ...], batch: PackedBatch, trained: int) -> Tensor:
+        """Record a shape; where there is no room for that, run the batch the ordinary way, as all from here on."""
         device = device_of(self.model)
         static = _without_lengths(batch.to(device))
         scale = torch.tensor(1.0 / trained, device=device)
@@ -121,6 +119,28 @@ class StepGraphs:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         before = [gradient.clone() for gradient in gradients]
+        random = torch.cuda.get_rng_state(device)
+        torch.cuda.empty_cache()  # recording runs on streams of its own, which cannot use what others have cached
+        try:
+            recorded, loss = self._record(static, scale, gradients, before)
+        except torch.OutOfMemoryError:
+            self.reason = "memory is short"
+        else:
+            if recorded is not None:
+                self._recorded[key] = recorded
+            return loss
+        self.drop()  # outside of `except`: the error holds on to all that is to be freed
+        gc.collect()
+        torch.cuda.empty_cache()
+        _put(gradients, before)
+        torch.cuda.set_rng_state(random, device)
+        return self._pass(static, scale)
+
+    def _record(
+        self, static: PackedBatch, scale: Tensor, gradients: list[Tensor], before: list[Tensor]
+    ) -> tuple[_Recorded | None, Tensor]:
+        """Run a batch the ordinary way, record it, and check that the replay adds the same gradients."""
+        device = device_of(self.model)
         random = torch.cuda.get_rng_state(device)
         loss = self._warm_up(static, scale, gradients, before)
         wanted = [gradient.clone() for gradient in gradients]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from core.config import TrainConfig, from_dict
 from core.errors import AdapterError, ConfigError, JobError, StudioError
 from core.methods import methods
+from studio.failures import GPU_MEMORY, HOST_MEMORY
 from studio.jobs import JobStore
+from studio.locks import is_held
 from studio.queue import Queue
 from studio.remedies import AGAIN, Case, changed, remedies
 from studio.show import job_view
@@ -18,6 +21,8 @@ from studio.views import JobView, QueueView, RemedyView
 
 if TYPE_CHECKING:
     from studio.service import Studio
+
+MOST_PARTING_S = 5.0  # that a failed worker takes to end
 
 
 class JobBoard:
@@ -99,7 +104,11 @@ class JobBoard:
     def remedies(self, job_id: str) -> tuple[RemedyView, ...]:
         """What can be done about a failed job, the most promising first; () for any other job."""
         job = self._jobs.get(job_id)
-        return self._worked_out(job_id, job.attempt) if job.state == "failed" else ()
+        if job.state != "failed":
+            return ()
+        if job.failure.get("kind") in (GPU_MEMORY, HOST_MEMORY):
+            self._wait_for_the_end(job_id)
+        return self._worked_out(job_id, job.attempt)
 
     def retry(self, job_id: str, remedy: str = "", *, idempotency_key: str = "") -> JobView:
         """Apply a remedy of a failed job by its name, the first one unless named: a changed copy, or the same again.
@@ -117,6 +126,12 @@ class JobBoard:
         copy = self.duplicate(job_id, chosen.changes, idempotency_key=idempotency_key)
         self._queue.hand_over(job_id, copy.id)
         return copy
+
+    def _wait_for_the_end(self, job_id: str) -> None:
+        """Until its worker is gone, the memory that a change is to fit into is not free."""
+        lock, ends = self._studio.workspace.worker_lock(job_id), time.monotonic() + MOST_PARTING_S
+        while is_held(lock) and time.monotonic() < ends:
+            time.sleep(0.05)
 
     def _work_out(self, job_id: str, attempt: int) -> tuple[RemedyView, ...]:
         job = self._jobs.get(job_id)

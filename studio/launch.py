@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from core.memory import ALLOCATOR
 from studio.failures import KILLED, Failure, explain_exit
 from studio.gpus import visible_devices
 from studio.locks import is_held
@@ -40,7 +41,8 @@ NETWORK_PREFIXES = ("PIP_", "UV_")
 # How many rounds a thread of GNU OpenMP spins, waiting for the others, before it sleeps. Its own default is long, and
 # spent on the core that they, or the browser beside them, need: beside one busy process on two cores a step of 0.4 s
 # took 3.2 s, and so takes 0.9 s. Alone it takes 0.4 s either way; never to spin would cost it a sixth.
-USUALLY = {"GOMP_SPINCOUNT": "3000"}
+# And how torch parts the memory of a GPU among tensors.
+USUALLY = {"GOMP_SPINCOUNT": "3000", "PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR}
 ALWAYS = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONFAULTHANDLER": "1",

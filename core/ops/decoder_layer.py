@@ -8,12 +8,14 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.group import Group
@@ -22,6 +24,15 @@ from core.ops.output_linear import output_linear
 from core.ops.precision import compute_dtype
 from core.ops.rms_norm import Norm, rms_norm
 from core.ops.rope import rope
+
+
+class Again(IntEnum):
+    """What of a layer is computed again in the backward pass instead of kept: the cheapest for its memory first."""
+
+    NOTHING = 0
+    MLP = 1  # gate and up
+    ATTENTION = 2  # and all of the attention
+    LAYER = 3  # and what lies between them
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,30 @@ class FusedLayer:
         return self.attention.heads, self.attention.output, self.mlp.inner, self.mlp.outer
 
     def __call__(
-        self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], mask: Tensor | None, **options: Any
+        self,
+        hidden: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        again: Again = Again.NOTHING,
+        keeps_random: bool = False,
+        **options: Any,
     ) -> Tensor:
-        """Hidden states (B, T, D) to hidden states."""
-        query, key, value, hidden = _heads(hidden, self.attention, position_embeddings)
-        mixed = _attend(self.attention, query, key, value, mask, options)
-        return gated_mlp(output_linear(mixed, hidden, self.attention.output, self.attention.post), self.mlp)
+        """Hidden states (B, T, D) to hidden states; `keeps_random` where something is dropped at random."""
+        given = hidden, self.attention, position_embeddings, mask, options
+        if again >= Again.ATTENTION and torch.is_grad_enabled():
+            hidden = checkpoint(_attention, *given, use_reentrant=False, preserve_rng_state=keeps_random)
+        else:
+            hidden = _attention(*given)
+        return gated_mlp(hidden, self.mlp, keeps_inner=again == Again.NOTHING)
+
+
+def _attention(
+    hidden: Tensor, parts: Attention, positions: tuple[Tensor, Tensor], mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """hidden + attention(hidden)."""
+    query, key, value, hidden = _heads(hidden, parts, positions)
+    mixed = _attend(parts, query, key, value, mask, options)
+    return output_linear(mixed, hidden, parts.output, parts.post)
 
 
 def _heads(hidden: Tensor, parts: Attention, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

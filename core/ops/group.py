@@ -13,7 +13,7 @@ resumed run would not be the same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -33,12 +33,16 @@ class Kept:
     smalls: tuple[Tensor, ...]  # S (N, r) of every adapted layer
     seeds: tuple[Tensor, ...]  # of every adapted layer that drops
     lengths: tuple[Tensor, ...]  # |W + s B A| (out) of every DoRA
-    products: tuple[Tensor, ...]  # x W^T + s S B^T (N, out) of every DoRA
+    products: tuple[Tensor, ...]  # x W^T + s S B^T (N, out) of every DoRA, where they are kept
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, for `save_for_backward`."""
         return (*self.factors, *self.smalls, *self.seeds, *self.lengths, *self.products)
+
+    def without_products(self) -> Kept:
+        """What `Group.again` needs."""
+        return replace(self, products=())
 
 
 class Group:
@@ -61,10 +65,11 @@ class Group:
         """Of the input that all share, read from an adapter."""
         return int(self.parameters[self.places[0]].shape[1])
 
-    def unpack(self, tensors: Sequence[Tensor]) -> tuple[Kept, tuple[Tensor, ...]]:
+    def unpack(self, tensors: Sequence[Tensor], has_products: bool = True) -> tuple[Kept, tuple[Tensor, ...]]:
         """What was kept, and the parameters, from tensors saved in this order."""
         factors = len(self.adapted) + 1 if self.adapted else 0
-        counts = factors, len(self.adapted), len(self.dropping), len(self.scaled), len(self.scaled)
+        products = len(self.scaled) if has_products else 0
+        counts = factors, len(self.adapted), len(self.dropping), len(self.scaled), products
         parts, start = [], 0
         for count in counts:
             parts.append(tuple(tensors[start : start + count]))
@@ -77,9 +82,17 @@ class Group:
         factors = self._factors(h.dtype)
         smalls = self._smalls(h, seeds, factors)
         lengths = [each.norms() for each in self.scaled]
+        kept = Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), ())
+        return self._outputs(h, kept, residual)
+
+    def again(self, h: Tensor, kept: Kept) -> tuple[list[Tensor], Kept]:
+        """The outputs of a forward pass without residual once more, bit for bit, whatever was dropped from h in it."""
+        return self._outputs(h, kept, None)
+
+    def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None) -> tuple[list[Tensor], Kept]:
         outputs: list[Tensor] = []
         products: list[Tensor] = []
-        small, factor, length = iter(smalls), iter(factors[1:]), iter(lengths)
+        small, factor, length = iter(kept.smalls), iter(kept.factors[1:]), iter(kept.lengths)
         for each in self.projections:
             own = (next(small), next(factor)) if each.adapter is not None else None
             if each.is_dora:
@@ -87,7 +100,7 @@ class Group:
                 outputs.append(scaled(each, products[-1], next(length), residual))
             else:
                 outputs.append(_product(each, h, own, _start(each, h.dtype, residual)))
-        return outputs, Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), tuple(products))
+        return outputs, replace(kept, products=tuple(products))
 
     def _factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """`Kept.factors`: those that were made ahead, unless a parameter has changed since, or made now."""
@@ -246,5 +259,11 @@ def _product(each: Projection, h: Tensor, own: tuple[Tensor, Tensor] | None, sta
     if own is None:
         return h @ weight.T if start is None else torch.addmm(start, h, weight.T)
     small, b = own
-    made = small @ b.T if start is None else torch.addmm(start, small, b.T)
+    made = small @ b.T if start is None else add_product(start, small, b)
     return made.addmm_(h, weight.T)
+
+
+def add_product(start: Tensor, small: Tensor, b: Tensor) -> Tensor:
+    """start + small b^T of a start (out) or (N, out), small (N, r) and b (out, r)."""
+    kernels = kernels_for(start) if start.dim() == 2 else None
+    return torch.addmm(start, small, b.T) if kernels is None else kernels.add_product(start, small, b)

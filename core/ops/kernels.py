@@ -54,6 +54,10 @@ class Kernels(Protocol):
         """`group.scaled`, for a start of one row or of all."""
         ...
 
+    def add_product(self, start: Tensor, small: Tensor, b: Tensor) -> Tensor:
+        """`group.add_product`."""
+        ...
+
     def scale_back(self, gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
         """`group.scale_back`."""
         ...

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.adapters.host import AdaptedModule
 from core.mode import all_modules
-from core.ops.decoder_layer import FusedLayer
+from core.ops.decoder_layer import Again, FusedLayer
 from core.ops.factors import make_ahead
 from core.ops.group import Group
 from core.ops.normed_linear import normed_linear
@@ -24,6 +24,7 @@ class LayerStandIn:
     def __init__(self, layer: nn.Module) -> None:
         self.layer, self.original = layer, layer.forward
         self.leads: Sequence[Group] = ()  # whose factors this layer, the first of a model, has made for all
+        self.again, self.keeps_random = Again.NOTHING, False  # set by whoever is short of memory
         self.refresh()
 
     def refresh(self) -> None:
@@ -64,7 +65,7 @@ class LayerStandIn:
             )  # fmt: skip
         if self.leads:
             make_ahead(self.leads, compute_dtype(hidden_states))
-        return self.fused(hidden_states, position_embeddings, attention_mask, **options)
+        return self.fused(hidden_states, position_embeddings, attention_mask, self.again, self.keeps_random, **options)
 
 
 def _seen(modules: list[nn.Module]) -> tuple[Any, ...]:

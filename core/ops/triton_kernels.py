@@ -12,8 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 2048  # numbers a program works on at a time, where a row has fewer
-SUMMED_ROWS = 32  # that one program sums column by column
+from core.ops.triton_products import TILE, blocks_of
+from core.ops.triton_products import add_product as add_product
+from core.ops.triton_products import scale_back as scale_back
+from core.ops.triton_products import scale_columns as scale_columns
+
 LOGITS = 8192  # of a row that a program looks at together
 
 
@@ -131,40 +134,6 @@ def _rope(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _scale_columns(  # type: ignore[no-untyped-def]
-    product, gain, start, made, width, start_stride, HAS_START: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    place = row * width + column
-    values = tl.load(product + place, mask=inside, other=0.0).to(tl.float32)
-    values *= tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
-    if HAS_START:
-        values += tl.load(start + row * start_stride + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(made + place, values.to(made.dtype.element_ty), mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _scale_back(  # type: ignore[no-untyped-def]
-    gradient, product, gain, made, sums, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    part = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    factor = tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for step in range(ROWS):
-        row = part * ROWS + step
-        place = row * width + column
-        known = inside & (row < rows)
-        g = tl.load(gradient + place, mask=known, other=0.0).to(tl.float32)
-        total += g * tl.load(product + place, mask=known, other=0.0).to(tl.float32)
-        tl.store(made + place, (g * factor).to(made.dtype.element_ty), mask=known)
-    tl.store(sums + part * width + column, total, mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _cross_entropy(logits, targets, losses, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
@@ -244,7 +213,7 @@ def norm_backward(
 def gate_forward(e: Tensor, u: Tensor, is_silu: bool) -> Tensor:
     """`gating.gate_forward`."""
     made = torch.empty(e.shape, dtype=e.dtype, device=e.device)
-    grid, tile = _blocks_of(e)
+    grid, tile = blocks_of(e)
     _gate_forward[grid](e, u, made, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
     return made
 
@@ -253,7 +222,7 @@ def gate_backward(gradient: Tensor, e: Tensor, u: Tensor, is_silu: bool) -> tupl
     """`gating.gate_backward`: act(e) u is written over the gradient."""
     gradient = gradient.contiguous()
     d_e, d_u = torch.empty_like(gradient), torch.empty_like(gradient)
-    grid, tile = _blocks_of(e)
+    grid, tile = blocks_of(e)
     _gate_backward[grid](gradient, e, u, d_e, d_u, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
     return gradient, d_e, d_u
 
@@ -274,33 +243,6 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:
     if 2 * half < size:
         made[..., 2 * half :] = x[..., 2 * half :]
     return made
-
-
-def scale_columns(product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:
-    """`group.scaled`."""
-    product = product.contiguous()
-    added = product if start is None else start.contiguous()
-    made = torch.empty_like(product)
-    grid, tile = _blocks_of(product)
-    stride = product.shape[1] if added.dim() == 2 else 0
-    _scale_columns[grid](
-        product, gain.contiguous(), added, made, product.shape[1], stride, HAS_START=start is not None, **tile
-    )
-    return made
-
-
-def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """`group.scale_back`: sums of blocks of rows first, in a fixed order."""
-    gradient, product = gradient.contiguous(), product.contiguous()
-    rows, width = gradient.shape
-    made = torch.empty_like(gradient)
-    parts = triton.cdiv(rows, SUMMED_ROWS)
-    sums = torch.empty(parts, width, dtype=torch.float32, device=gradient.device)
-    block = min(TILE // 2, triton.next_power_of_2(width))
-    _scale_back[(parts, triton.cdiv(width, block))](
-        gradient, product, gain.contiguous(), made, sums, rows, width, ROWS=SUMMED_ROWS, BLOCK=block
-    )
-    return made, sums.sum(0)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -329,9 +271,3 @@ def _rows_of(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     rows = max(1, TILE // block)
     warps = min(16, max(4, rows * block // 512))
     return (triton.cdiv(len(x), rows),), {"ROWS": rows, "BLOCK": block, "num_warps": warps}
-
-
-def _blocks_of(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The grid and the tile of an elementwise kernel."""
-    block = min(TILE // 2, triton.next_power_of_2(x.shape[1]))
-    return (len(x), triton.cdiv(x.shape[1], block)), {"BLOCK": block}

@@ -119,6 +119,21 @@ def test_dora_kernels(dtype: torch.dtype, start: str) -> None:
     torch.testing.assert_close(sums, (g.float() * product.float()).sum(0), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("rank", [3, 16, 64, 200])
+def test_the_kernel_that_adds_a_small_product(dtype: torch.dtype, rank: int) -> None:
+    start, small, b = numbers(77, 600, dtype=dtype), numbers(77, 2 * rank, dtype=dtype), numbers(600, rank, dtype=dtype)
+    fast = kernels_for(start)
+    assert fast is not None
+    small = small[:, rank:]  # one of several that stand beside each other
+    expected = start.float() + small.float() @ b.float().T
+    found = fast.add_product(start, small, b)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.float(), expected, **(CLOSE[dtype] | {"atol": 1e-3 if dtype == torch.float32 else 0.1})
+    )
+
+
 def test_dropout_kernel_draws_what_plain_operations_draw() -> None:
     x = torch.ones(100, 1000, device="cuda")
     seed = dropout.draw_seed(x.device)

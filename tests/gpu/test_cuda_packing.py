@@ -61,7 +61,7 @@ def test_the_longest_batch_is_measured_before_the_first_step() -> None:
     made = trainer()
     before = trained_state(made)
     note = first(made, 1)[0].notes[0]
-    assert "The longest batch takes" in note and "0 of 2 layers" in note
+    assert "The longest batch takes" in note and "of 2 layers: nothing" in note
     assert made.step == 1 and not same_bits(before, trained_state(made))
 
 

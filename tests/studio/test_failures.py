@@ -274,6 +274,20 @@ def test_less_memory_on_a_real_plan(studio: Studio) -> None:
     assert copy.spec["train"]["micro_batch_size"] < 8
 
 
+def test_what_fits_is_worked_out_once_the_failed_worker_is_gone(studio: Studio) -> None:
+    job_id = failed(studio, failures.GPU_MEMORY, TrainConfig(micro_batch_size=8))
+    studio.workspace.worker_lock(job_id).parent.mkdir(parents=True, exist_ok=True)
+    code = f"""import time
+from pathlib import Path
+from studio.locks import ProcessLock
+print(ProcessLock(Path({str(studio.workspace.worker_lock(job_id))!r})).acquire(), flush=True)
+time.sleep(1.0)"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == b"True\n"
+        assert studio.board.remedies(job_id)[0].changes
+        assert worker.wait(timeout=0.5) == 0
+
+
 def test_a_lost_gpu_is_replaced_by_the_processor_only_by_choice(studio: Studio) -> None:
     job_id = failed(studio, failures.GPU_LOST, TrainConfig())
     copy = studio.board.retry(job_id, "cpu")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core.memory import ALLOCATOR
 from tests.bench.sides import Answer, serve
 from tests.bench.training.rows import dense_rows, ragged_rows
 from tests.bench.training.shapes import SHAPES
@@ -27,6 +28,8 @@ class Worker:
     def __init__(self, side: str, shape: str, device: str, r: int, scratch: str, ragged: bool, rows: int, length: int,
                  batch: int) -> None:  # fmt: skip
         os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+        if side.startswith("ours"):
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", ALLOCATOR)  # as the studio's workers have it
         if side.startswith("unsloth"):
             import unsloth  # noqa: F401 - before transformers, which it patches
         import torch
