@@ -19,6 +19,7 @@ from core.adapters.base import (
     weight_value,
 )
 from core.adapters.lora import LoRA
+from core.ops.kernels import WIDEST, kernels_for
 
 
 @adapters.register("dora")
@@ -62,10 +63,7 @@ class DoRA(LoRA):
         weight, a, b = self._rows(base), self.lora_A, self.lora_B
         if self._squares is None or self._squares_of != _mark(weight):  # the base is frozen, but may be loaded anew
             self._squares, self._squares_of = weight.to(b.dtype).square().sum(dim=1), _mark(weight)
-        cross = (F.linear(weight, a.to(weight.dtype)).to(b.dtype) * b).sum(dim=1)
-        own = ((b @ (a @ a.T)) * b).sum(dim=1)
-        squares: Tensor = self._squares + 2 * self.scale * cross + self.scale**2 * own
-        return squares.clamp_min(0).sqrt()
+        return row_lengths(self._squares, F.linear(weight, a.to(weight.dtype)), b, a @ a.T, self.scale)
 
     def _rows(self, base: nn.Module) -> Tensor:
         """The base's weight as (out, in)."""
@@ -91,6 +89,14 @@ class DoRA(LoRA):
     def weight_decays(self, parameter: nn.Parameter) -> bool:
         """The matrices alone: a length must not be pulled to 0."""
         return parameter is not self.magnitude
+
+
+def row_lengths(squares: Tensor, cross: Tensor, b: Tensor, gram: Tensor, scale: float) -> Tensor:
+    """|W + s B A| by rows, (out), of |W|^2 by rows, W A^T (out, r), B (out, r) and A A^T (r, r)."""
+    if (kernels := kernels_for(b)) is not None and b.shape[1] <= WIDEST:
+        return kernels.row_lengths(squares, cross, b, gram, scale)
+    added = (2 * scale * cross.to(b.dtype) + scale**2 * (b @ gram)) * b
+    return (squares + added.sum(dim=1)).clamp_min(0).sqrt()
 
 
 def _mark(weight: Tensor) -> tuple[int, int]:

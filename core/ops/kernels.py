@@ -18,6 +18,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+WIDEST = 128  # rank that the kernels with small products hold
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -52,6 +53,10 @@ class Kernels(Protocol):
 
     def scale_columns(self, product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:
         """`group.scaled`, for a start of one row or of all."""
+        ...
+
+    def row_lengths(self, squares: Tensor, cross: Tensor, b: Tensor, gram: Tensor, scale: float) -> Tensor:
+        """`core.adapters.dora.row_lengths`."""
         ...
 
     def add_product(self, start: Tensor, small: Tensor, b: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core.ops.triton_products import TILE, blocks_of
 from core.ops.triton_products import add_product as add_product
+from core.ops.triton_products import row_lengths as row_lengths
 from core.ops.triton_products import scale_back as scale_back
 from core.ops.triton_products import scale_columns as scale_columns
 

@@ -1,4 +1,4 @@
-"""What surrounds the products of linear layers, as Triton kernels: a small product more, DoRA's gain and its gradient."""
+"""What surrounds the products of linear layers as Triton kernels: a small product more, and all that DoRA adds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from core.ops.kernels import WIDEST
+
 TILE = 2048  # numbers a program works on at a time, where a row has fewer
 SUMMED_ROWS = 32  # that one program sums column by column
-RANKS = 128  # numbers at most of a small product's row that a program holds
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -46,6 +47,22 @@ def _add_product(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _row_lengths(  # type: ignore[no-untyped-def]
+    squares, cross, b, gram, made, rows, rank, scale, RANK: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    r = tl.arange(0, RANK)
+    place, known = row[:, None] * rank + r[None, :], (row < rows)[:, None] & (r < rank)[None, :]
+    own = tl.load(b + place, mask=known, other=0.0).to(tl.float32)
+    both = (r < rank)[:, None] & (r < rank)[None, :]
+    inner = tl.load(gram + r[:, None] * rank + r[None, :], mask=both, other=0.0).to(tl.float32)
+    turned = 2 * scale * tl.load(cross + place, mask=known, other=0.0).to(tl.float32)
+    turned += scale * scale * tl.dot(own, inner, input_precision="ieee")
+    values = tl.load(squares + row, mask=row < rows, other=0.0).to(tl.float32) + tl.sum(turned * own, axis=1)
+    tl.store(made + row, tl.sqrt(tl.maximum(values, 0.0)).to(made.dtype.element_ty), mask=row < rows)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _scale_back(  # type: ignore[no-untyped-def]
     gradient, product, gain, made, sums, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -77,9 +94,20 @@ def scale_columns(product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor
     return made
 
 
+def row_lengths(squares: Tensor, cross: Tensor, b: Tensor, gram: Tensor, scale: float) -> Tensor:
+    """`core.adapters.dora.row_lengths`, in one pass."""
+    rows, rank = b.shape
+    made = torch.empty(rows, dtype=b.dtype, device=b.device)
+    tile = {"RANK": max(16, triton.next_power_of_2(rank)), "ROWS": 32}
+    _row_lengths[(triton.cdiv(rows, tile["ROWS"]),)](
+        squares.contiguous(), cross.contiguous(), b.contiguous(), gram.contiguous(), made, rows, rank, scale, **tile
+    )
+    return made
+
+
 def add_product(start: Tensor, small: Tensor, b: Tensor) -> Tensor:
     """`group.add_product`: start is read once, where torch copies it first."""
-    if small.shape[1] > RANKS or start.stride(1) != 1 or small.stride(1) != 1 or b.stride(1) != 1:
+    if small.shape[1] > WIDEST or start.stride(1) != 1 or small.stride(1) != 1 or b.stride(1) != 1:
         return torch.addmm(start, small, b.T)
     made = torch.empty(start.shape, dtype=start.dtype, device=start.device)
     tile = {"RANK": max(16, triton.next_power_of_2(small.shape[1])), "ROWS": 64, "BLOCK": 128}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core import loss
+from core.adapters.dora import row_lengths
 from core.ops import dropout, gating, rms_norm, rope
 from core.ops.fast_path import FastPath
 from core.ops.kernels import kernels_for
@@ -132,6 +133,17 @@ def test_the_kernel_that_adds_a_small_product(dtype: torch.dtype, rank: int) -> 
     torch.testing.assert_close(
         found.float(), expected, **(CLOSE[dtype] | {"atol": 1e-3 if dtype == torch.float32 else 0.1})
     )
+
+
+@pytest.mark.parametrize("rank", [4, 16, 100])
+def test_the_kernel_of_row_lengths(rank: int) -> None:
+    weight, a, b = (numbers(*shape, dtype=torch.float32) for shape in ((70, 40), (rank, 40), (70, rank)))
+    expected = torch.linalg.vector_norm(weight.double() + 0.5 * b.double() @ a.double(), dim=1)
+    cross = weight @ a.T
+    found = row_lengths(weight.square().sum(dim=1), cross, b, a @ a.T, 0.5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    coarse = row_lengths(weight.square().sum(dim=1), cross.bfloat16(), b, a @ a.T, 0.5)  # as of a bfloat16 base
+    torch.testing.assert_close(coarse.double(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_dropout_kernel_draws_what_plain_operations_draw() -> None:
