@@ -2,7 +2,8 @@
 
 On a GPU the longest micro-batch is tried before the first step, forward and backward. Where memory runs out, then or
 later, the batches become smaller or layers are computed again in the backward pass; the step starts over, and its
-gradients are the same.
+gradients are the same. Where memory only just suffices, torch frees it and asks again all the time, which takes longer
+than the computing: then layers give up more as well, which changes no bit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from core.tasks.task import Task
 T = TypeVar("T")
 FULL_SPEED_TOKENS = {"cpu": 1}  # below this many a pass, a device idles: then layers are recomputed before that
 FULL_SPEED_TOKENS_ELSEWHERE = 1024
+TIGHT_STEPS = 2  # in a row, after which more is given up
 MOMENT_BYTES = 8  # AdamW's for a trained parameter, which do not exist yet when the longest batch is tried
 
 
@@ -62,6 +64,8 @@ class Gradients:
         self.passing: Callable[[], AbstractContextManager[None]] = nullcontext  # what the model runs in
         self.prepared = Prepared(examples, batches, pins=device_of(model).type == "cuda")
         self._batch: Any = None  # the one being computed
+        self._searched = False  # for memory, in what was computed last
+        self._tight_steps = 0
 
     def of(self, rows: Sequence[int], step: int) -> Summed:
         """Add the gradients of the mean loss over all trained tokens of these rows, in the step after `step` others.
@@ -70,15 +74,22 @@ class Gradients:
         """
         trained = sum(self.examples[row].n_trained for row in rows)
         notes: list[str] = []
-        return self._in_what_room_there_is(lambda: self._add(rows, step, trained, notes), notes)
+        summed = self._in_what_room_there_is(lambda: self._add(rows, step, trained, notes), notes)
+        self._tight_steps = self._tight_steps + 1 if self._searched else 0
+        if self._tight_steps >= TIGHT_STEPS and self.recompute.more():
+            self._tight_steps = 0
+            return replace(summed, notes=(*summed.notes, f"Memory is tight. {self.recompute.in_words()}"))
+        return summed
 
     def _add(self, rows: Sequence[int], step: int, trained: int, notes: Sequence[str]) -> Summed:
         divided = self.prepared.of(rows, step)
         losses: list[Tensor] = []
         is_replayed = all(self.graphs.has(batch) for batch in divided.batches)
+        before = searches(self.model)
         with nullcontext() if is_replayed else self._running():
             for self._batch in divided.batches:
                 losses.append(self.add(self._batch, trained))
+        self._searched = searches(self.model) > before
         positions = sum(batch.input_ids.numel() for batch in divided.batches)
         return Summed(divided.parts, losses, positions, tuple(notes))
 
@@ -110,6 +121,8 @@ class Gradients:
         reserve = torch.empty(MOMENT_BYTES * trained_parameters, dtype=torch.uint8, device=device)
         torch.cuda.reset_peak_memory_stats(device)
         self._in_what_room_there_is(lambda: self._try(ordered), notes)
+        while self._searched and self.recompute.more():
+            self._in_what_room_there_is(lambda: self._try(ordered), notes)
         peak, (_, total) = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)
         del reserve
         self.start_over()
@@ -119,10 +132,12 @@ class Gradients:
     def _try(self, ordered: Sequence[int]) -> None:
         parts = self.micro_batches.divide(self.examples, ordered)
         longest = max(parts, key=lambda part: sum(len(self.examples[row].input_ids) for row in part))
+        before = searches(self.model)
         with self._running():
             self._batch = batch = self.micro_batches.batch([self.examples[row] for row in longest])
             with self.task.computing(self.model, batch):
                 torch.autograd.backward(self.task.loss_sum(self.model, batch))
+        self._searched = searches(self.model) > before
 
     def _in_what_room_there_is(self, run: Callable[[], T], notes: list[str]) -> T:
         while True:
@@ -131,24 +146,20 @@ class Gradients:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                if not (note := self._make_room()):
+                if not self._make_room():
                     raise _does_not_fit(self._batch) from error
-            notes.append(note)  # outside of `except`: the error holds on to all that is to be freed
-            self._free()
+            size, again = self.micro_batches.size_in_words, self.recompute.in_words()
+            notes[:] = [f"Memory ran out: from here on at most {size} together. {again}"]
+            self._free()  # outside of `except`: the error holds on to all that is to be freed
 
-    def _make_room(self) -> str:
-        """Make the next attempt smaller and say how; empty when nothing is left to make smaller."""
+    def _make_room(self) -> bool:
+        """Make the next attempt smaller; False when nothing is left to make smaller."""
         device = device_of(self.model).type
         longest = max(lengths_of(self.examples))
         full_speed = FULL_SPEED_TOKENS.get(device, FULL_SPEED_TOKENS_ELSEWHERE)
         computed = self._batch.input_ids.numel()
-        if self.micro_batches.halve(longest, full_speed, computed):
-            return f"Memory ran out: from here on at most {self.micro_batches.size_in_words} together."
-        if self.recompute.more():
-            return f"Memory ran out: {self.recompute.in_words()}"
-        if self.micro_batches.halve(longest, 1, computed):
-            return f"Memory ran out: from here on at most {self.micro_batches.size_in_words} together."
-        return ""
+        halve = self.micro_batches.halve
+        return halve(longest, full_speed, computed) or self.recompute.more() or halve(longest, 1, computed)
 
     def _free(self) -> None:
         self.graphs.drop()
@@ -165,6 +176,12 @@ class Gradients:
         """The inverse of `state_dict`."""
         self.micro_batches.load_state_dict(state)
         self.recompute.steps = int(state["recomputed"])
+
+
+def searches(model: nn.Module) -> int:
+    """How often torch had to free what it had cached of a GPU's memory, to find room for a tensor."""
+    device = device_of(model)
+    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0)) if device.type == "cuda" else 0
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -114,9 +114,9 @@ class _GatedMLP(torch.autograd.Function):
 
 def _outputs_again(group: Group, outputs: Sequence[Tensor], kept: Kept, dtype: torch.dtype) -> list[Tensor]:
     """The outputs of a group: kept as they were, or a DoRA's from its product before it was scaled."""
-    plain, products, lengths = iter(outputs), iter(kept.products), iter(kept.lengths)
+    plain, products, gains = iter(outputs), iter(kept.products), iter(kept.gains)
     return [
-        scaled(each, next(products), next(lengths)) if each.is_dora else next(plain).to(dtype)
+        scaled(each, next(products), next(gains)) if each.is_dora else next(plain).to(dtype)
         for each in group.projections
     ]
 

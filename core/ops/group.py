@@ -33,12 +33,13 @@ class Kept:
     smalls: tuple[Tensor, ...]  # S (N, r) of every adapted layer
     seeds: tuple[Tensor, ...]  # of every adapted layer that drops
     lengths: tuple[Tensor, ...]  # |W + s B A| (out) of every DoRA
+    gains: tuple[Tensor, ...]  # m over that
     products: tuple[Tensor, ...]  # x W^T + s S B^T (N, out) of every DoRA, where they are kept
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, for `save_for_backward`."""
-        return (*self.factors, *self.smalls, *self.seeds, *self.lengths, *self.products)
+        return (*self.factors, *self.smalls, *self.seeds, *self.lengths, *self.gains, *self.products)
 
     def without_products(self) -> Kept:
         """What `Group.again` needs."""
@@ -69,7 +70,7 @@ class Group:
         """What was kept, and the parameters, from tensors saved in this order."""
         factors = len(self.adapted) + 1 if self.adapted else 0
         products = len(self.scaled) if has_products else 0
-        counts = factors, len(self.adapted), len(self.dropping), len(self.scaled), products
+        counts = factors, len(self.adapted), len(self.dropping), len(self.scaled), len(self.scaled), products
         parts, start = [], 0
         for count in counts:
             parts.append(tuple(tensors[start : start + count]))
@@ -82,7 +83,8 @@ class Group:
         factors = self._factors(h.dtype)
         smalls = self._smalls(h, seeds, factors)
         lengths = [each.norms() for each in self.scaled]
-        kept = Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), ())
+        gains = [each.parameters[2].detach() / length for each, length in zip(self.scaled, lengths, strict=True)]
+        kept = Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), tuple(gains), ())
         return self._outputs(h, kept, residual)
 
     def again(self, h: Tensor, kept: Kept) -> tuple[list[Tensor], Kept]:
@@ -92,12 +94,12 @@ class Group:
     def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None) -> tuple[list[Tensor], Kept]:
         outputs: list[Tensor] = []
         products: list[Tensor] = []
-        small, factor, length = iter(kept.smalls), iter(kept.factors[1:]), iter(kept.lengths)
+        small, factor, gain = iter(kept.smalls), iter(kept.factors[1:]), iter(kept.gains)
         for each in self.projections:
             own = (next(small), next(factor)) if each.adapter is not None else None
             if each.is_dora:
                 products.append(_product(each, h, own, None))
-                outputs.append(scaled(each, products[-1], next(length), residual))
+                outputs.append(scaled(each, products[-1], next(gain), residual))
             else:
                 outputs.append(_product(each, h, own, _start(each, h.dtype, residual)))
         return outputs, replace(kept, products=tuple(products))
@@ -206,13 +208,13 @@ class GroupGradients:
 
     def _unscale(self) -> None:
         """Go back through DoRA's gain: dm = sum over rows of dy u / |V|, du = dy m / |V|; |V| is a constant."""
-        lengths, products = iter(self.kept.lengths), iter(self.kept.products)
+        lengths, gains, products = iter(self.kept.lengths), iter(self.kept.gains), iter(self.kept.products)
         for index, place, each in self._adapted():
             if each.is_dora:
-                length, m = next(lengths), self.parameters[place + 2]
-                self.inner[index], sums = scale_back(self.inner[index], next(products), m / length)
+                length = next(lengths)
+                self.inner[index], sums = scale_back(self.inner[index], next(products), next(gains))
                 if self.wants[place + 2]:
-                    self.found[place + 2] = sums.to(m.dtype) / length
+                    self.found[place + 2] = sums.to(length.dtype) / length
 
     def _adapted(self) -> list[tuple[int, int, Projection]]:
         """(which output, where its A stands among the parameters, the layer) of every adapted layer."""
@@ -220,9 +222,8 @@ class GroupGradients:
         return list(zip(indices, self.group.places, self.group.adapted, strict=True))
 
 
-def scaled(each: Projection, product: Tensor, length: Tensor, residual: Tensor | None = None) -> Tensor:
-    """DoRA's output m / |V| * product + bias (+ residual), all (N, out)."""
-    gain = each.parameters[2].detach() / length
+def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | None = None) -> Tensor:
+    """DoRA's output gain * product + bias (+ residual), all (N, out)."""
     start = _start(each, product.dtype, residual)
     if (kernels := kernels_for(product)) is not None:
         return kernels.scale_columns(product, gain, start)

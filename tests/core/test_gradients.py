@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from core import gradients
 from core.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
 from core.errors import OutOfMemoryError
@@ -143,6 +144,18 @@ def test_layers_computed_again_keep_less() -> None:
         sizes.append(kept_bytes(trainer))
     steps_down = [less / more for more, less in itertools.pairwise(sizes)]
     assert max(steps_down) < 0.85 and sizes[-1] < 0.35 * sizes[0], sizes
+
+
+def test_where_memory_only_just_suffices_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    calm, tight = toy_trainer(config()), toy_trainer(config())
+    counted = itertools.count()
+    monkeypatch.setattr(gradients, "searches", lambda model: next(counted) if tight.step < 4 else 0)
+    found = first(tight, 8)
+    assert [bool(metrics.notes) for metrics in found] == [False, True, False, True, False, False, False, False]
+    assert "Memory is tight. Computed again backward" in found[1].notes[0]
+    assert tight.gradients.recompute.steps == 2
+    assert [metrics.loss for metrics in first(calm, 8)] == [metrics.loss for metrics in found]
+    assert same_bits(trained_state(calm), trained_state(tight))
 
 
 def kept_bytes(trainer: Trainer) -> int:
