@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from core.config import TrainConfig
 from core.data.records import Record
 from core.data.split import split_places
-from core.data.template import Progress, tokenize_all
+from core.data.template import tokenize_all
 from core.data.token_cache import TokenCache
+from core.data.token_parts import Progress
 from core.data.tokenized import TokenTable, lengths_of
 from core.data.truncation import choose_max_length, truncate
 from core.errors import ConfigError, DatasetError, NothingTrainedError

@@ -29,7 +29,7 @@ from core.config import TrainConfig
 from core.data.augmentation import augmentation
 from core.data.batching import Sampler
 from core.data.records import Record
-from core.data.template import Progress
+from core.data.token_parts import Progress
 from core.data.tokenized import lengths_of
 from core.determinism import deterministic
 from core.embedding_noise import embedding_noise

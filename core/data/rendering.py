@@ -170,12 +170,18 @@ def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode_source(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the encoder of a seq2seq model reads: the turns, a blank line between two, in the tokenizer's own frame."""
-    ids: list[int] = tokenizer(SEPARATOR.join(turn.content for turn in messages), verbose=False)["input_ids"]
+    return encode_sources([messages], tokenizer)[0]
+
+
+def encode_sources(conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """`encode_source` of each conversation, by one call of the tokenizer."""
+    texts = [SEPARATOR.join(turn.content for turn in messages) for messages in conversations]
+    ids: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
     return ids
 
 
-def encode_target(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_targets(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """What the decoder of a seq2seq model writes; it ends with the end token, whatever the tokenizer's frame is."""
-    ids: list[int] = tokenizer(text_target=text, verbose=False)["input_ids"]
+    made: list[list[int]] = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
     end = end_id(tokenizer)
-    return ids if ids and ids[-1] == end else [*ids, end]
+    return [ids if ids and ids[-1] == end else [*ids, end] for ids in made]

@@ -10,13 +10,6 @@ from core.data.records import Record
 MIN_ROWS = 10  # from here on at least one row is held out
 
 
-def split(records: Sequence[Record], share: float, max_rows: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """Divide records into (train, validation) as `split_places` does."""
-    held = set(split_places(records, share, max_rows, seed)[1])
-    train = [record for index, record in enumerate(records) if index not in held]
-    return train, [record for index, record in enumerate(records) if index in held]
-
-
 def split_places(records: Sequence[Record], share: float, max_rows: int, seed: int) -> tuple[list[int], list[int]]:
     """The places of the records in (train, validation), each in order; about `share` of the rows are held out.
 

@@ -6,35 +6,25 @@ rendered, which the tokenizer does outside of Python.
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from core.data.chat_tokens import Chat, masked, rendered
-from core.data.record_file import lines_of
 from core.data.records import Record
-from core.data.token_cache import TokenCache, key_of, recipe_of
+from core.data.token_cache import TokenCache, recipe_of
+from core.data.token_parts import Job, Progress, finished, token_table
 from core.data.tokenized import TokenizedExample, TokenPart, TokenTable
 from core.data.turn_ends import TurnEnds
 from core.data.word_tokens import WordTokens
-from core.errors import DatasetError, ModelError, StudioError
+from core.errors import DatasetError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 256  # records tokenised by one call of the tokenizer
-PART = 2048  # records that lie together, in memory and in a file of the cache: what an interruption costs at most
-THREADS = 4  # at most; one thread renders what about three can tokenise
 ASIDE_CHARACTERS = 2_000_000  # a chunk of more is tokenised while no template runs, whose limit of memory it shares
-
-Progress = Callable[[int, int], None]  # rows done, rows in all
-_Job = Callable[[], TokenPart]
 
 
 def tokenize(
@@ -79,60 +69,13 @@ def tokenize_all(
             "The model has only a slow tokenizer, which cannot tell which characters a token stands for.",
             "Choose a model with a tokenizer.json.",
         )
-    spans = [range(start, min(start + PART, len(records))) for start in range(0, len(records), PART)]
-    keys = _keys(records, spans, tokenizer, completion_only) if cache else [""] * len(spans)
-    kept = [cache.read(key) if cache else None for key in keys]
-    missing = [span for span, part in zip(spans, kept, strict=True) if part is None]
-    done = len(records) - sum(map(len, missing))
-    if progress and done:
-        progress(done, len(records))
-
-    def tell(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress:
-            progress(done, len(records))
-
-    parts: list[TokenPart] = []
-    with closing(_made(records, missing, tokenizer, completion_only, tell)) as made:
-        for key, part in zip(keys, kept, strict=True):
-            fresh = part or next(made)
-            parts.append(cache.write(key, fresh) if cache and part is None else fresh)
-    if cache and missing:
-        cache.trim()
-    return TokenTable(parts)
-
-
-def _keys(
-    records: Sequence[Record], spans: Sequence[range], tokenizer: PreTrainedTokenizerBase, completion_only: bool
-) -> list[str]:
-    recipe = recipe_of(tokenizer, completion_only)
-    return [key_of(recipe, lines_of(records, span.start, span.stop)) for span in spans]
-
-
-def _made(
-    records: Sequence[Record],
-    spans: Sequence[range],
-    tokenizer: PreTrainedTokenizerBase,
-    completion_only: bool,
-    tell: Callable[[int], None],
-) -> Generator[TokenPart, None, None]:
-    """The tokens of the records of each span; `tell` hears of every few rows."""
-    divided = [[span[at : at + CHUNK] for at in range(0, len(span), CHUNK)] for span in spans]
-    chunks = [chunk for span in divided for chunk in span]
-    jobs = _jobs(records, chunks, tokenizer, completion_only)
-    with closing(_side_by_side(jobs, is_one=len(chunks) == 1)) as finished:
-        for span in divided:
-            found = []
-            for _, part in zip(span, finished, strict=False):
-                tell(len(part.rows))
-                found.append(part)
-            yield TokenPart.joined(found)
+    jobs = partial(_jobs, records, tokenizer, completion_only)
+    return token_table(records, jobs, partial(recipe_of, tokenizer, str(completion_only)), progress, cache)
 
 
 def _jobs(
-    records: Sequence[Record], chunks: Sequence[range], tokenizer: PreTrainedTokenizerBase, completion_only: bool
-) -> Iterator[_Job]:
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, completion_only: bool, chunks: Sequence[range]
+) -> Iterator[Job]:
     """What is left to do for each chunk of records, once its conversations are rendered."""
     ends, words = TurnEnds.of(tokenizer), WordTokens.of(tokenizer)
     for places in chunks:
@@ -140,38 +83,7 @@ def _jobs(
         chats = rendered(chunk, tokenizer, ends)
         job = partial(_part, chunk, chats, tokenizer, words, completion_only)
         small = sum(len(chat.text) for chat in chats if chat) + sum(len(one.text) for one in chunk) <= ASIDE_CHARACTERS
-        yield job if small else partial(_done, job())
-
-
-def _done(part: TokenPart) -> TokenPart:
-    return part
-
-
-def _side_by_side(jobs: Iterator[_Job], is_one: bool) -> Generator[TokenPart, None, None]:
-    """The results of the jobs, in order; a few are under way while the next one is being made.
-
-    An error shows when it is the turn of its rows, so that always the first row with one is named.
-    """
-    if is_one:
-        yield from (job() for job in jobs)
-        return
-    threads = min(THREADS, os.cpu_count() or 1)
-    waiting: deque[Future[TokenPart]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="tokenize") as pool:
-        failure: StudioError | None = None
-        while failure is None:
-            try:
-                waiting.append(pool.submit(next(jobs)))
-            except StopIteration:
-                break
-            except StudioError as error:
-                failure = error
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-        if failure is not None:
-            raise failure
+        yield job if small else finished(job())
 
 
 def _part(

@@ -96,8 +96,11 @@ class TokenCache:
                 path.unlink(missing_ok=True)
 
 
-def recipe_of(tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> bytes:
-    """A digest of all that decides which tokens a record becomes, and which of them are trained."""
+def recipe_of(tokenizer: PreTrainedTokenizerBase, way: str) -> bytes:
+    """A digest of all that decides which tokens a record becomes, and which of them are trained.
+
+    `way` names what is done with a record, and every setting of it.
+    """
     known: Any = tokenizer
     known("", padding=False, truncation=False)  # undoes what another caller may have left on, as tokenising does
     template = json.dumps(known.chat_template, sort_keys=True)
@@ -106,7 +109,8 @@ def recipe_of(tokenizer: PreTrainedTokenizerBase, completion_only: bool) -> byte
         template,
         json.dumps({name: str(token) for name, token in known.special_tokens_map.items()}, sort_keys=True),
         str(getattr(known, "split_special_tokens", False)),
-        str(completion_only),
+        str([getattr(known, name, None) for name in ("src_lang", "tgt_lang")]),
+        way,
         moment_of_writing().date().isoformat() if "strftime_now" in template else "",
         _rules(),
     ]

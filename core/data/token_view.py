@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.data.records import Record
-from core.data.template import CHUNK, Progress, tokenize_all
+from core.data.template import tokenize_all
 from core.data.token_cache import TokenCache
+from core.data.token_parts import CHUNK, Progress
 from core.data.tokenized import TokenizedExample, TokenTable, lengths_of
 from core.data.truncation import choose_max_length
 from core.errors import DatasetError

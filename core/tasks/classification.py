@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from core.classifier import LIKELY, head_of, load_classifier, probabilities, untrained
 from core.config import TrainConfig
 from core.data.records import Record
-from core.data.split import split
-from core.data.template import Progress
+from core.data.split import split_places
+from core.data.text_tokens import tokenize_texts
+from core.data.token_parts import Progress
+from core.data.tokenized import TokenizedExample, lengths_of
 from core.data.truncation import choose_max_length
 from core.errors import DatasetError
 from core.examples import Examples
@@ -134,30 +136,31 @@ class Classification(Task):
     ) -> Examples:
         """Texts as the tokenizer's sequences, cut at the longest length the settings and the model allow."""
         data = config.data
-        held_in, held_out = split(records, data.validation_share, data.validation_max_rows, config.seed)
+        places = split_places(records, data.validation_share, data.validation_max_rows, config.seed)
         known = [size for size in (context_length, tokenizer.model_max_length) if 0 < size < UNBOUNDED]
         room = max(0, min(known) - virtual_tokens) if known else 0
-        whole = []
-        for record in (*held_in, *held_out):
-            whole.append(self.example(record, tokenizer, data.max_length or room))
-            if progress is not None:
-                progress(len(whole), len(records))
-        longest = data.max_length or choose_max_length([len(example.input_ids) for example in whole], room)
+        table = tokenize_texts(records, tokenizer, data.max_length or room, progress, self.cache)
+        whole = [self._labelled(record, text) for record, text in zip(records, table, strict=True)]
+        longest = data.max_length or choose_max_length(lengths_of(table), room)
         before = tuple(range(-1, -1 - virtual_tokens, -1))
         limit = min(longest, room) or longest
-        ready = tuple(replace(example, input_ids=example.input_ids[:limit]).after(before) for example in whole)
-        if not held_in:
+        ready = [replace(example, input_ids=example.input_ids[:limit]).after(before) for example in whole]
+        if not places[0]:
             raise DatasetError("The dataset has no usable row.", "Add rows, or correct the ones with problems.")
-        return Examples(ready[: len(held_in)], ready[len(held_in) :], longest + virtual_tokens, ())
+        train, validation = (tuple(ready[place] for place in side) for side in places)
+        return Examples(train, validation, longest + virtual_tokens, ())
 
     def example(self, record: Record, tokenizer: PreTrainedTokenizerBase, max_length: int = 0) -> LabelledExample:
         """One record as tokens; DatasetError for a label that is not one of the task's."""
+        return self._labelled(record, tokenize_texts([record], tokenizer, max_length)[0])
+
+    def _labelled(self, record: Record, text: TokenizedExample) -> LabelledExample:
         names = labels_of(record, self.multi_label)
         for name in names:
             if name not in self.labels:
                 raise DatasetError(f"Row {record.row} has the label {name!r}.", f"Known: {', '.join(self.labels)}.")
         numbers = tuple(sorted(self.labels.index(name) for name in names))
-        return LabelledExample(_encode(text_of(record), tokenizer, max_length), numbers, record.row)
+        return LabelledExample(text.input_ids, numbers, record.row)
 
     def collate(self, examples: Sequence[LabelledExample], pad_id: int) -> LabelledBatch:
         """Ids and mask (B, T), and labels: (B), or (B, L) where a text may have several."""
@@ -221,14 +224,6 @@ class Classification(Task):
         return found
 
 
-def text_of(record: Record) -> str:
-    """The text to classify: the last question of the record."""
-    questions = [message.content for message in record.messages if message.role == "user"]
-    if not questions:
-        raise DatasetError(f"Row {record.row} has no text with a label.", "Pick a dataset of texts and labels.")
-    return questions[-1]
-
-
 def labels_of(record: Record, multi_label: bool) -> tuple[str, ...]:
     """The record's labels: its answer, or the parts of it between commas where a text may have several, or none."""
     if not record.messages or record.messages[-1].role != "assistant":
@@ -237,11 +232,6 @@ def labels_of(record: Record, multi_label: bool) -> tuple[str, ...]:
     if not multi_label:
         return (answer,)
     return tuple(dict.fromkeys(part.strip() for part in answer.split(SEPARATOR) if part.strip()))
-
-
-def _encode(text: str, tokenizer: Any, max_length: int) -> tuple[int, ...]:
-    ids = tokenizer(text, truncation=bool(max_length), max_length=max_length or None)["input_ids"]
-    return tuple(ids)
 
 
 def _logits(model: Any, batch: LabelledBatch) -> Tensor:

@@ -12,7 +12,7 @@ from core.config import TrainConfig
 from core.data.batching import Batch, collate
 from core.data.packing import PackedBatch, Shape, pack
 from core.data.records import Record
-from core.data.template import Progress
+from core.data.token_parts import Progress
 from core.data.tokenized import TokenizedExample
 from core.examples import Examples, prepare_examples
 from core.loss import Head, device_of, find_head, hidden_states, loss_at, loss_sum

@@ -19,8 +19,9 @@ from core.config import TrainConfig
 from core.data.batching import Batch, collate
 from core.data.records import Record
 from core.data.split import split_places
-from core.data.template import Progress, tokenize_all
+from core.data.template import tokenize_all
 from core.data.token_cache import TokenCache
+from core.data.token_parts import Progress
 from core.data.tokenized import TokenizedExample
 from core.data.truncation import choose_max_length
 from core.errors import ConfigError, DatasetError

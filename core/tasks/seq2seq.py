@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from core.config import TrainConfig
 from core.data.batching import IGNORED
 from core.data.records import Record
-from core.data.rendering import encode_source, encode_target
-from core.data.split import split
-from core.data.template import Progress
+from core.data.split import split_places
+from core.data.text_tokens import pair_of, tokenize_pairs
+from core.data.token_parts import Progress
 from core.data.truncation import choose_max_length
 from core.errors import DatasetError
 from core.examples import Examples
@@ -77,23 +77,21 @@ class Seq2Seq(Task):
     ) -> Examples:
         """Sources and targets as tokens, each cut at the longest length the settings and the model allow."""
         data = config.data
-        held_in, held_out = split(records, data.validation_share, data.validation_max_rows, config.seed)
-        if not held_in:
+        places = split_places(records, data.validation_share, data.validation_max_rows, config.seed)
+        if not places[0]:
             raise DatasetError("The dataset has no usable row.", "Add rows, or correct the ones with problems.")
         room = max(0, context_length - virtual_tokens)
-        pairs = []
-        for record in (*held_in, *held_out):
-            pairs.append(_encoded(record, tokenizer))
-            if progress is not None:
-                progress(len(pairs), len(records))
+        table = tokenize_pairs(records, tokenizer, progress, self.cache)
+        pairs = [pair_of(example) for example in table]
         longest = data.max_length or choose_max_length([max(map(len, pair)) for pair in pairs], room)
         longest = min(longest, room) if room else longest
         before = tuple(range(-1, -1 - virtual_tokens, -1))
-        ready = tuple(
-            PairExample(before + _cut(source, longest), _cut(target, longest), record.row)
-            for (source, target), record in zip(pairs, (*held_in, *held_out), strict=True)
-        )
-        return Examples(ready[: len(held_in)], ready[len(held_in) :], longest + virtual_tokens, ())
+        ready = [
+            PairExample(before + _cut(source, longest), _cut(target, longest), row)
+            for (source, target), row in zip(pairs, table.rows.tolist(), strict=True)
+        ]
+        train, validation = (tuple(ready[place] for place in side) for side in places)
+        return Examples(train, validation, longest + virtual_tokens, ())
 
     def bind(self, model: nn.Module, config: TrainConfig) -> None:
         """Read with which token the model's targets begin."""
@@ -141,15 +139,9 @@ def shifted(labels: Tensor, start: int) -> Tensor:
     return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, start)], dim=1)
 
 
-def _encoded(record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    if len(record.messages) < 2 or record.messages[-1].role != "assistant":
-        raise DatasetError(f"Row {record.row} has no answer.", "Pick a dataset of pairs: a source and its target.")
-    return encode_source(record.messages[:-1], tokenizer), encode_target(record.messages[-1].content, tokenizer)
-
-
-def _cut(ids: list[int], longest: int) -> tuple[int, ...]:
+def _cut(ids: tuple[int, ...], longest: int) -> tuple[int, ...]:
     """At most `longest` tokens; the last one, which ends the text, stays the last."""
-    return tuple(ids) if len(ids) <= longest else (*ids[: longest - 1], ids[-1])
+    return ids if len(ids) <= longest else (*ids[: longest - 1], ids[-1])
 
 
 def _length(example: PairExample) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from core.config import TrainConfig
 from core.data.packing import PackedBatch, Shape
 from core.data.records import Record
-from core.data.template import Progress
 from core.data.token_cache import TokenCache
+from core.data.token_parts import Progress
 from core.examples import Example, Examples
 from core.mode import mode
 from core.models import load_model

@@ -37,7 +37,7 @@ from studio.kinds.kind import Outcome, job_kind
 from studio.tables import AdapterRow, ModelRow
 
 if TYPE_CHECKING:
-    from core.data.template import Progress
+    from core.data.token_parts import Progress
     from core.step_metrics import StepMetrics
     from core.train import Trainer
 

@@ -10,11 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.records import Message, Record
-from core.data.split import split
+from core.data.split import split_places
 
 
 def chat(row: int, prompt: str, answer: str) -> Record:
     return Record(row, (Message("user", prompt), Message("assistant", answer)))
+
+
+def split(records: list[Record], share: float, max_rows: int, seed: int) -> tuple[list[Record], list[Record]]:
+    train, validation = split_places(records, share, max_rows, seed)
+    return [records[place] for place in train], [records[place] for place in validation]
 
 
 def rows(count: int) -> list[Record]:
@@ -68,9 +73,9 @@ def test_seeds_differ_and_the_place_of_a_row_is_its_texts_alone() -> None:
 
 def test_the_same_in_another_process() -> None:
     code = (
-        "from core.data.records import Record\nfrom core.data.split import split\n"
+        "from core.data.records import Record\nfrom core.data.split import split_places\n"
         "records = [Record(i, text=str(i)) for i in range(99)]\n"
-        "import sys; sys.stdout.write(repr([record.row for record in split(records, .2, 50, 3)[1]]))"
+        "import sys; sys.stdout.write(repr([records[place].row for place in split_places(records, .2, 50, 3)[1]]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     here = [record.row for record in split([Record(i, text=str(i)) for i in range(99)], 0.2, 50, 3)[1]]

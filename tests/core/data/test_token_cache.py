@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.config import DataConfig, TrainConfig
-from core.data import template, token_cache
+from core.data import template, token_cache, token_parts
 from core.data.chat_template import written_on
 from core.data.record_file import RecordFile, RecordWriter, lines_of
 from core.data.records import Message, Record
@@ -31,8 +31,8 @@ ROWS = 100
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 32 rows, tokenised 8 at a time."""
-    monkeypatch.setattr(template, "PART", 32)
-    monkeypatch.setattr(template, "CHUNK", 8)
+    monkeypatch.setattr(token_parts, "PART", 32)
+    monkeypatch.setattr(token_parts, "CHUNK", 8)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def files(folder: Path) -> list[Path]:
 def test_the_same_tokens_made_kept_and_found(
     tmp_path: Path, tokenizer: Any, made: list[int], monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    monkeypatch.setattr(template, "THREADS", threads)
+    monkeypatch.setattr(token_parts, "THREADS", threads)
     records = chats(ROWS)
     plain = tokenize_all(records, tokenizer)
     made.clear()
@@ -133,7 +133,7 @@ def test_a_template_that_tells_the_date_tells_that_of_the_run(make_tokenizer: An
     for day in (datetime(2024, 7, 26, 23, 59), datetime(2999, 1, 1)):
         with written_on(day):
             texts.append(render([turns], dated, False)[0])
-            recipes.append([recipe_of(one, True) for one in (dated, timeless)])
+            recipes.append([recipe_of(one, "True") for one in (dated, timeless)])
     assert texts[0].endswith("26 Jul 2024") and texts[1].endswith("01 Jan 2999")
     assert recipes[0][0] != recipes[1][0] and recipes[0][1] == recipes[1][1]
     assert render([turns], dated, False)[0].endswith(datetime.now().strftime("%d %b %Y"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-from core.data import chat_template, template
+from core.data import chat_template, template, token_parts
 from core.data.records import Message, Record
 from core.data.rendering import render
 from core.data.template import tokenize_all
@@ -79,8 +79,8 @@ def test_places_outside_of_a_table() -> None:
 def test_threads_change_nothing(make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     tokenizer, records = make_tokenizer(SPECIALS, CHATML, "<|im_end|>"), chats(150)
     alone = [tokenize_all([record], tokenizer)[0] for record in records]
-    monkeypatch.setattr(template, "THREADS", threads)
-    monkeypatch.setattr(template, "CHUNK", 16)
+    monkeypatch.setattr(token_parts, "THREADS", threads)
+    monkeypatch.setattr(token_parts, "CHUNK", 16)
     assert tokenize_all(records, tokenizer) == alone
     monkeypatch.setattr(template, "ASIDE_CHARACTERS", 10)
     assert tokenize_all(records, tokenizer) == alone
@@ -94,7 +94,7 @@ def test_the_first_row_with_an_error_is_named_whichever_is_found_first(
     good = Record(1, (Message("user", "the"), Message("assistant", " quick brown fox")))
     joined = Record(2, (Message("user", "the qui"), Message("assistant", "ck brown fox")))
     unanswered = Record(3, (Message("user", "Hello"),))
-    monkeypatch.setattr(template, "CHUNK", 1)
+    monkeypatch.setattr(token_parts, "CHUNK", 1)
     with pytest.raises(DatasetError, match=r"Row 2: .*its tokens differ"):
         tokenize_all([good, joined, unanswered, good], tokenizer)
     with pytest.raises(DatasetError, match="Row 3 has no answer"):
@@ -103,7 +103,7 @@ def test_the_first_row_with_an_error_is_named_whichever_is_found_first(
 
 def test_leaving_while_rows_are_tokenised(make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make_tokenizer(SPECIALS, CHATML, "<|im_end|>")
-    monkeypatch.setattr(template, "CHUNK", 8)
+    monkeypatch.setattr(token_parts, "CHUNK", 8)
 
     def leave(done: int, total: int) -> None:
         raise KeyboardInterrupt
