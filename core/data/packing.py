@@ -86,40 +86,27 @@ def pack(examples: Sequence[TokenizedExample], pad_id: int, shape: Shape | None 
     Filling at the end is an example of its own, of which nothing is trained.
     """
     shape = shape or Shape()
-    lengths = [len(example.input_ids) - prefix for example in examples]
-    whole = [np.asarray(example.input_ids, dtype=np.int64) for example in examples]
-    rows = [ids[prefix:] for ids in whole]
-    places = [np.arange(prefix, prefix + length) for length in lengths]
-    if prefix:
-        rows.insert(0, whole[0][:prefix])
-        places.insert(0, np.arange(prefix))
-    positions, targets = _trained(examples, whole, prefix)
+    arrays = [example.arrays for example in examples]
+    lengths = [len(ids) - prefix for ids, _ in arrays]
+    rows = [arrays[0][0][:prefix], *(ids[prefix:] for ids, _ in arrays)]
+    trained = np.flatnonzero(np.concatenate([np.zeros(prefix, bool), *(mask[prefix:] for _, mask in arrays)]))
     if filling := -(prefix + sum(lengths)) % shape.multiple:
-        rows.append(np.full(filling, pad_id, dtype=np.int64))
-        places.append(np.arange(filling))
+        rows.append(np.full(filling, pad_id, dtype=np.int32))
         lengths.append(filling)
-    spare = -len(positions) % shape.trained_multiple
+    ids = np.concatenate(rows).astype(np.int64)
+    first = [prefix] * len(examples) + [0] * (len(lengths) - len(examples))  # the position each begins with
+    ends = np.cumsum(lengths)
+    places = np.arange(ends[-1]) - np.repeat(ends - lengths - first, lengths)
+    spare = -len(trained) % shape.trained_multiple
     return PackedBatch(
-        input_ids=torch.from_numpy(np.concatenate(rows))[None],
-        position_ids=torch.from_numpy(np.concatenate(places))[None],
-        positions=torch.from_numpy(np.pad(positions, (0, spare))),
-        targets=torch.from_numpy(np.pad(targets, (0, spare), constant_values=IGNORED)),
+        input_ids=torch.from_numpy(ids)[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(prefix), places]))[None],
+        positions=torch.from_numpy(np.pad(trained - 1, (0, spare))),  # never of an example's first own token
+        targets=torch.from_numpy(np.pad(ids[trained], (0, spare), constant_values=IGNORED)),
         layout=_layout(lengths, prefix, shape),
-        n_trained=len(positions),
-        n_tokens=sum(len(example.input_ids) for example in examples),
+        n_trained=len(trained),
+        n_tokens=sum(len(ids) for ids, _ in arrays),
     )
-
-
-def _trained(examples: Sequence[TokenizedExample], ids: Sequence[np.ndarray], prefix: int) -> tuple[np.ndarray, ...]:
-    """Positions of the row that predict a trained token, and these tokens."""
-    positions, targets, start = [], [], prefix
-    for example, own in zip(examples, ids, strict=True):
-        mask = np.frombuffer(bytes(example.loss_mask), bool)  # never of the first token, so one stands before each
-        trained = np.flatnonzero(mask)
-        positions.append(trained - 1 - prefix + start)
-        targets.append(own[trained])
-        start += len(own) - prefix
-    return np.concatenate(positions), np.concatenate(targets)
 
 
 def _layout(lengths: Sequence[int], prefix: int, shape: Shape) -> Layout:

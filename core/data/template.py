@@ -1,7 +1,7 @@
 """From records to tokens, each marked as trained or not (`core/data/chat_tokens.py` says how).
 
 Templates run in this thread, where they are held to their limits; meanwhile other threads tokenise what has been
-rendered, which the tokenizer does outside of Python.
+rendered, which the tokenizer does outside of Python. Where tokens are put together from words, this thread does it all.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def _jobs(
         chats = rendered(chunk, tokenizer, ends)
         job = partial(_part, chunk, chats, tokenizer, words, completion_only)
         small = sum(len(chat.text) for chat in chats if chat) + sum(len(one.text) for one in chunk) <= ASIDE_CHARACTERS
-        yield job if small else finished(job())
+        is_quick = words is not None and words.pays  # and in Python, where threads would only wait for each other
+        yield job if small and not is_quick else finished(job())
 
 
 def _part(

@@ -6,11 +6,12 @@ each is prepared in this thread, and done in another one, which the tokenizer do
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 from core.data.record_file import lines_of
 from core.data.records import Record
@@ -21,6 +22,7 @@ from core.errors import StudioError
 CHUNK = 256  # records tokenised by one call of the tokenizer
 PART = 2048  # records that lie together, in memory and in a file of the cache: what an interruption costs at most
 THREADS = 4  # at most; one thread renders what about three can tokenise
+COLLECTED_AFTER = (10_000, 10, 100)  # objects, quick looks at the youngest, at those that stayed; as `gc` counts them
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 Job = Callable[[], TokenPart]  # what is left to do for some consecutive records
@@ -58,13 +60,28 @@ def token_table(
             progress(done, len(records))
 
     parts: list[TokenPart] = []
-    with closing(_made(missing, jobs, tell)) as made:
+    with _few_collections(), closing(_made(missing, jobs, tell)) as made:
         for key, part in zip(keys, kept, strict=True):
             fresh = part or next(made)
             parts.append(cache.write(key, fresh) if cache and part is None else fresh)
     if cache and missing:
         cache.trim()
     return TokenTable(parts)
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Inside, Python looks for unreachable cycles more rarely.
+
+    The rows in hand live through several of its quick looks, and so bring on thorough ones, each of which walks through
+    all that the imported libraries hold; there are no cycles among them.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*(usual and max(usual, least) for usual, least in zip(before, COLLECTED_AFTER, strict=True)))
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _keys(records: Sequence[Record], spans: Sequence[range], recipe: bytes) -> list[str]:

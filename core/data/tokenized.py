@@ -34,6 +34,11 @@ class TokenizedExample:
         """How many tokens are trained."""
         return sum(self.loss_mask)
 
+    @cached_property
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The same tokens and mask."""
+        return np.array(self.input_ids, np.int32), np.array(self.loss_mask, bool)
+
     def cut(self, max_length: int) -> TokenizedExample:
         """The first `max_length` tokens; 0 cuts nothing."""
         if not max_length or len(self.input_ids) <= max_length:
@@ -148,6 +153,9 @@ class TokenTable(Sequence[TokenizedExample]):
     def arrays(self, place: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The tokens and the mask of an example, without what stands before it."""
         part, at = self._found(place)
+        return self._arrays(part, at)
+
+    def _arrays(self, part: TokenPart, at: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         start, end = part.starts[at : at + 2].tolist()
         end = min(end, start + self._max_length) if self._max_length else end
         return part.input_ids[start:end], part.loss_mask[start:end]
@@ -190,9 +198,10 @@ class TokenTable(Sequence[TokenizedExample]):
             yield np.concatenate([[len(before) + len(ids)], before, ids, none, mask]).astype(np.int64).tobytes()
 
     def _made(self, place: int) -> TokenizedExample:
-        ids, mask = self.arrays(place)
         part, at = self._found(place)
+        ids, mask = self._arrays(part, at)
         made = TokenizedExample(tuple(ids.tolist()), tuple(mask.tolist()), int(part.rows[at]))
+        vars(made)["arrays"] = ids, mask  # are at hand already
         return made.after(self._before) if self._before else made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -76,8 +77,9 @@ def test_places_outside_of_a_table() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_threads_change_nothing(make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    tokenizer, records = make_tokenizer(SPECIALS, CHATML, "<|im_end|>"), chats(150)
+@pytest.mark.parametrize("kind", ["bytes", "metaspace"])  # put together from words, and tokenised whole
+def test_threads_change_nothing(make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, threads: int, kind: str) -> None:
+    tokenizer, records = make_tokenizer(SPECIALS, CHATML, "<|im_end|>", kind=kind), chats(150)
     alone = [tokenize_all([record], tokenizer)[0] for record in records]
     monkeypatch.setattr(token_parts, "THREADS", threads)
     monkeypatch.setattr(token_parts, "CHUNK", 16)
@@ -99,6 +101,24 @@ def test_the_first_row_with_an_error_is_named_whichever_is_found_first(
         tokenize_all([good, joined, unanswered, good], tokenizer)
     with pytest.raises(DatasetError, match="Row 3 has no answer"):
         tokenize_all([good, unanswered, joined, good], tokenizer)
+
+
+@pytest.mark.parametrize("usual", [(700, 10, 10), (0, 10, 10), (50_000, 20, 1000)])
+def test_garbage_is_collected_as_before_once_rows_are_tokenised(make_tokenizer: Any, usual: tuple[int, ...]) -> None:
+    tokenizer, before, seen = make_tokenizer(SPECIALS, CHATML, "<|im_end|>"), gc.get_threshold(), []
+
+    def leave(done: int, total: int) -> None:
+        seen.append(gc.get_threshold())
+        raise KeyboardInterrupt
+
+    try:
+        gc.set_threshold(*usual)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize_all(chats(3), tokenizer, progress=leave)
+        assert gc.get_threshold() == usual
+    finally:
+        gc.set_threshold(*before)
+    assert seen[0][0] == (usual[0] and max(usual[0], 10_000)) and seen[0][2] >= 100
 
 
 def test_leaving_while_rows_are_tokenised(make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,16 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, quick._inner)) <= 5
 
 
+def test_words_that_do_not_come_again_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_tokens, "TRIED", 100)
+    quick, _ = words_of(byte_level())
+    again = [("the fox and the dog<e>" * 20, ())]
+    assert all(quick.masked(again)[0] and quick.pays for _ in range(3))
+    new = "".join(f" {number}" for number in range(500))
+    assert quick.masked([(new, ())])[0] and not quick.pays
+    assert quick.masked(again) == [None]
+
+
 def _lower(backend: Tokenizer) -> None:
     backend.normalizer = normalizers.Lowercase()
 
