@@ -3,8 +3,9 @@
 As T5 and BART were made, so are these. Restoring texts is what both do unasked (T5: Raffel et al. 2020, the words that
 stand for sentinels; BART: Lewis et al. 2020, the whole text). Everything else is asked for by words before the source,
 and the words are T5's own: "translate English to French: ...", "question: ... context: ...". The datasets that the
-adapters learn have no such words and lay their questions out otherwise, so that at its start a base restores or repeats
-what it is given, and an adapter has to teach it which of its abilities is wanted, and in which manner of speaking.
+adapters learn have no such words and lay their questions out otherwise, so that at its start a base does with them what
+it does with any text in which nothing is hidden: BART repeats it, T5 says that nothing is missing. An adapter has to
+teach it which of its abilities is wanted, and in which manner of speaking; much of what is gained is that.
 What a base does not know at all, an adapter does not learn from 165 rows; that is true of the large ones too.
 
 Questions are made of statements by taking a part away and putting a question word of its kind in front (Lewis et al.
@@ -166,11 +167,12 @@ def _spans(text: str, share: float, longest: int, draw: random.Random) -> list[t
 
 
 def _with_sentinels(text: str, draw: random.Random) -> Pair:
-    """Sentinels where words were, and those words behind their sentinels."""
+    """Sentinels where words were, and those words behind their sentinels; now and then nothing is hidden."""
     source: list[str] = []
     target: list[str] = []
     number = 0
-    for hidden, words in _spans(text, 0.2, 4, draw):
+    runs = [(False, text.split())] if draw.random() < 0.1 else _spans(text, 0.2, 4, draw)
+    for hidden, words in runs:
         if hidden and number < len(SENTINELS) - 1:
             source.append(SENTINELS[number])
             target += [SENTINELS[number], *words]
