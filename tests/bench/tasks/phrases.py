@@ -1,9 +1,9 @@
 """Everyday English sentences with their French, out of a small grammar (own work).
 
-What packages hold of both languages is scripture, games and programs. This grammar adds kitchens, streets, families and
-timetables. Its author had seen some two dozen rows of the translations that the adapters learn, so the choice of everyday
-words is not quite blind; the sentences are: no five English words in a row are those of a row, and only ten words of the
-dataset are in the lexicon alone. It says odd things, in correct French.
+What packages hold of both languages is scripture, games and programs. This grammar adds kitchens, streets, families
+and timetables. Its author had seen some two dozen rows of the translations that the adapters learn, so the choice of
+everyday words is not quite blind; the sentences are: no five English words in a row are those of a row, and only ten
+words of the dataset are in the lexicon alone. It says odd things, in correct French.
 """
 
 from __future__ import annotations
