@@ -159,7 +159,12 @@ class Gradients:
         full_speed = FULL_SPEED_TOKENS.get(device, FULL_SPEED_TOKENS_ELSEWHERE)
         computed = self._batch.input_ids.numel()
         halve = self.micro_batches.halve
-        return halve(longest, full_speed, computed) or self.recompute.more() or halve(longest, 1, computed)
+        return (
+            self.graphs.give_up()
+            or halve(longest, full_speed, computed)
+            or self.recompute.more()
+            or halve(longest, 1, computed)
+        )
 
     def _free(self) -> None:
         self.graphs.drop()

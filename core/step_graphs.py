@@ -79,6 +79,14 @@ class StepGraphs:
             return "the GPU is busy longer than the launches take"
         return ""
 
+    def give_up(self) -> bool:
+        """Record no more, and free what was recorded; False when that is nothing."""
+        had = bool(self._recorded)
+        if had:
+            self.reason = "memory is short"
+            self.drop()
+        return had
+
     @property
     def keeps_gradients(self) -> bool:
         """Whether gradients must stay where they are, and be cleared in place."""
@@ -118,7 +126,7 @@ class StepGraphs:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        before = [gradient.clone() for gradient in gradients]
+        before = [gradient.cpu() for gradient in gradients]  # on the host: the device may have no room for two more
         random = torch.cuda.get_rng_state(device)
         torch.cuda.empty_cache()  # recording runs on streams of its own, which cannot use what others have cached
         try:
@@ -143,7 +151,7 @@ class StepGraphs:
         device = device_of(self.model)
         random = torch.cuda.get_rng_state(device)
         loss = self._warm_up(static, scale, gradients, before)
-        wanted = [gradient.clone() for gradient in gradients]
+        wanted = [gradient.cpu() for gradient in gradients]
         try:
             torch.cuda.set_rng_state(random, device)
             recorded = self._capture(static, scale)
@@ -240,6 +248,7 @@ def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
 
 
 def _close(found: list[Tensor], wanted: list[Tensor]) -> bool:
-    differences = torch.stack([(one.float() - other.float()).norm() for one, other in zip(found, wanted, strict=True)])
-    sizes = torch.stack([other.float().norm() for other in wanted])
+    pairs = ((one.cpu().float(), other.cpu().float()) for one, other in zip(found, wanted, strict=True))
+    differences = torch.stack([(one - other).norm() for one, other in pairs])
+    sizes = torch.stack([other.cpu().float().norm() for other in wanted])
     return bool(differences.norm() <= TOLERANCE * sizes.norm())

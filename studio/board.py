@@ -12,7 +12,7 @@ from core.errors import AdapterError, ConfigError, JobError, StudioError
 from core.methods import methods
 from studio.failures import GPU_MEMORY, HOST_MEMORY
 from studio.jobs import JobStore
-from studio.locks import is_held
+from studio.processes import Identity
 from studio.queue import Queue
 from studio.remedies import AGAIN, Case, changed, remedies
 from studio.show import job_view
@@ -128,9 +128,10 @@ class JobBoard:
         return copy
 
     def _wait_for_the_end(self, job_id: str) -> None:
-        """Until its worker is gone, the memory that a change is to fit into is not free."""
+        """Until its worker is gone, the memory that a change is to fit into is not free: a GPU's last, after its lock."""
         lock, ends = self._studio.workspace.worker_lock(job_id), time.monotonic() + MOST_PARTING_S
-        while is_held(lock) and time.monotonic() < ends:
+        worker = Identity.parse(lock.read_text(encoding="utf-8")) if lock.exists() else None
+        while worker is not None and worker.is_alive() and time.monotonic() < ends:
             time.sleep(0.05)
 
     def _work_out(self, job_id: str, attempt: int) -> tuple[RemedyView, ...]:

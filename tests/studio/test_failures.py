@@ -280,7 +280,10 @@ def test_what_fits_is_worked_out_once_the_failed_worker_is_gone(studio: Studio) 
     code = f"""import time
 from pathlib import Path
 from studio.locks import ProcessLock
-print(ProcessLock(Path({str(studio.workspace.worker_lock(job_id))!r})).acquire(), flush=True)
+from studio.processes import Identity
+lock = ProcessLock(Path({str(studio.workspace.worker_lock(job_id))!r}))
+print(lock.acquire(note=str(Identity.mine())), flush=True)
+lock.release()
 time.sleep(1.0)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
         assert worker.stdout is not None and worker.stdout.readline() == b"True\n"

@@ -5,7 +5,7 @@
 
 texts.py says what is read, and exercises.py what is practised. All minutes count, those of the preparation too: the
 rates fall to nothing as they run out. Processes of their own draw, tokenise and pad the exercises, so that a GPU waits
-for none. A few lines of what the model has come to say close the run.
+for none; steps.py takes the steps. A few lines of what the model has come to say close the run.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ import argparse
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tests.bench.record import say
 from tests.bench.tasks.exercises import MASK, SENTINELS, TO_FRENCH, exercises
+from tests.bench.tasks.steps import Batch, Steps
 from tests.bench.tasks.texts import Texts, gather
 
 VOCABULARY, WIDTH, INNER, HEADS = 8000, 384, 1024, 6
 ENCODER, DECODER = 4, 3  # layers
+DROPOUT = 0.15
 LONGEST = 160  # tokens of a source or a target; longer exercises are passed over
-POOL = 16_384  # exercises that are sorted by length together, so that a seventh is padding
+WIDTHS = 32  # sources and targets are filled up to multiples of it, so that there are few shapes
+POOL = 4096  # exercises that are drawn and tokenised together
 TOKENS = 16_384  # of a batch, padding and both sides counted
 WARMUP = 0.04  # of the time
 REPORT = 20  # seconds
-MINUTES = 8.5  # on a GPU; on two cores it would take a day
+MINUTES = 6.0  # on a GPU; on two cores it would take a day
 WORKERS = max(1, min(12, (os.cpu_count() or 2) // 2 - 1))
 BART_RATE = 6e-4
 T5_RATE = 2e-2  # of each weight's own size: T5's start out of sizes from 0.006 to 1 (after Adafactor, Shazeer 2018)
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>", MASK, *SENTINELS]
 LEARNT_FROM = 150_000  # texts that the vocabulary is learnt from
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def make_tokenizer(texts: Texts, seed: int = 0) -> Any:
@@ -76,11 +77,14 @@ def make_model(kind: str, size: int) -> Any:
     if kind == "t5":
         shape = {"d_kv": WIDTH // HEADS, "d_ff": INNER, "num_heads": HEADS}
         layers = {"num_layers": ENCODER, "num_decoder_layers": DECODER}
-        return T5ForConditionalGeneration(T5Config(**ends, **shape, **layers, decoder_start_token_id=0))
+        return T5ForConditionalGeneration(
+            T5Config(**ends, **shape, **layers, dropout_rate=DROPOUT, decoder_start_token_id=0)
+        )
     shape = {f"{side}_{name}": value for side, layers in (("encoder", ENCODER), ("decoder", DECODER))
              for name, value in (("layers", layers), ("attention_heads", HEADS), ("ffn_dim", INNER))}  # fmt: skip
     return BartForConditionalGeneration(BartConfig(
-        **ends, **shape, max_position_embeddings=256, bos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None
+        **ends, **shape, dropout=DROPOUT, max_position_embeddings=256, bos_token_id=2, decoder_start_token_id=1,
+        forced_eos_token_id=None,
     ))  # fmt: skip
 
 
@@ -94,32 +98,26 @@ class Batches(IterableDataset[Batch]):
         worker = get_worker_info()
         draw = random.Random(1000 * self.seed + (0 if worker is None else worker.id))
         drawn = exercises(self.kind, self.texts, draw)
+        waiting: dict[tuple[int, int], list[tuple[list[int], list[int]]]] = {}
         while True:
             encoded = [self.backend.encode_batch(side) for side in zip(*islice(drawn, POOL), strict=True)]
-            pairs = [(source.ids, target.ids) for source, target in zip(*encoded, strict=True)]
-            pairs = [pair for pair in pairs if max(map(len, pair)) <= LONGEST]
-            batches = list(_batched(sorted(pairs, key=lambda pair: (len(pair[1]) // 8, len(pair[0])))))
-            draw.shuffle(batches)
-            yield from batches
+            for source, target in zip(*encoded, strict=True):
+                shape = _filled(source.ids), _filled(target.ids)
+                if max(shape) > LONGEST:
+                    continue
+                alike = waiting.setdefault(shape, [])
+                alike.append((source.ids, target.ids))
+                if len(alike) == TOKENS // sum(shape):
+                    sources, targets = zip(*waiting.pop(shape), strict=True)
+                    yield _padded(sources, shape[0]), _padded(targets, shape[1])
 
 
-def _batched(pairs: list[tuple[list[int], list[int]]]) -> Iterator[Batch]:
-    """Neighbours together, as many as the tokens of a batch allow."""
-    start = 0
-    while start < len(pairs):
-        end, longest = start, (0, 0)
-        while end < len(pairs):
-            wider = max(longest[0], len(pairs[end][0])), max(longest[1], len(pairs[end][1]))
-            if (end + 1 - start) * sum(wider) > TOKENS:
-                break
-            end, longest = end + 1, wider
-        yield _padded([pair[0] for pair in pairs[start:end]]), _padded([pair[1] for pair in pairs[start:end]])
-        start = end
+def _filled(ids: Sequence[int]) -> int:
+    return -(-len(ids) // WIDTHS) * WIDTHS
 
 
-def _padded(rows: list[list[int]]) -> torch.Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int16)
+def _padded(rows: Sequence[list[int]], width: int) -> torch.Tensor:
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int16)
 
 
 def pretrain(kind: str, folder: Path, minutes: float, texts: Texts, workers: int, seed: int = 0) -> Path:
@@ -136,16 +134,15 @@ def pretrain(kind: str, folder: Path, minutes: float, texts: Texts, workers: int
     batches = iter(loader)  # the processes start before there is a GPU in this one
     model = make_model(kind, len(tokenizer)).train().to(device)
     groups, rates = _groups(kind, model)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    take_step = Steps(model, groups)
     say(f"{kind} on {device}, {workers} processes: {texts}; {model.num_parameters():,} weights")
     step, tokens, told, losses = 0, 0, time.monotonic(), list[torch.Tensor]()
     while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
         if step % 100 == 0:
             rates()
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * min(1.0, share / WARMUP) * (1 - share)
+        take_step.follow(min(1.0, share / WARMUP) * (1 - share))
         batch = next(batches)
-        losses.append(_step(model, batch, optimizer, device))
+        losses.append(take_step(batch))
         step, tokens = step + 1, tokens + batch[0].numel() + batch[1].numel()
         if time.monotonic() - told > REPORT:
             loss, speed = float(torch.stack(losses).mean()), tokens / (time.monotonic() - told) / 1000
@@ -173,18 +170,6 @@ def _groups(kind: str, model: Any) -> tuple[list[dict[str, Any]], Callable[[], N
             group["rate"] = T5_RATE * max(1e-3, float(torch.stack(sizes).mean()))
 
     return groups, follow
-
-
-def _step(model: Any, batch: Batch, optimizer: torch.optim.Optimizer, device: str) -> torch.Tensor:
-    source, labels = (side.to(device, non_blocking=True).long() for side in batch)
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        logits = model(input_ids=source, attention_mask=(source != 0).long(), labels=labels, use_cache=False).logits
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=0)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
 
 
 def _show(model: Any, tokenizer: Any, device: str) -> None:
