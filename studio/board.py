@@ -128,7 +128,7 @@ class JobBoard:
         return copy
 
     def _wait_for_the_end(self, job_id: str) -> None:
-        """Until its worker is gone, the memory that a change is to fit into is not free: a GPU's last, after its lock."""
+        """Until its worker is gone, what a change is to fit into is not free: a GPU's memory last, after its lock."""
         lock, ends = self._studio.workspace.worker_lock(job_id), time.monotonic() + MOST_PARTING_S
         worker = Identity.parse(lock.read_text(encoding="utf-8")) if lock.exists() else None
         while worker is not None and worker.is_alive() and time.monotonic() < ends:

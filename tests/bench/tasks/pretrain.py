@@ -129,7 +129,7 @@ def pretrain(kind: str, folder: Path, minutes: float, texts: Texts, workers: int
     tokenizer = make_tokenizer(texts, seed)
     loader = DataLoader(
         Batches(kind, texts, tokenizer.backend_tokenizer, seed), batch_size=None, num_workers=workers,
-        prefetch_factor=4, pin_memory=device == "cuda", persistent_workers=True,
+        prefetch_factor=8, persistent_workers=True,
     )  # fmt: skip
     batches = iter(loader)  # the processes start before there is a GPU in this one
     model = make_model(kind, len(tokenizer)).train().to(device)
