@@ -65,7 +65,7 @@ def words(request: pytest.FixtureRequest) -> tuple[WordTokens, PreTrainedTokeniz
 
 PIECES = st.sampled_from((*SPECIALS, " ", "  ", "\n", " \n ", "\t", "\0", "\x1c", "\x85", "\u00a0", "\u200b", "\u3000",
                           "e\u0301", "\u0301", "\u1100\u1161", "don't", "'S", "12345", "fox", " the", "你好", "🙂", "<",
-                          ">", "/", ".\n", "\r\n", "."))  # fmt: skip
+                          ">", "/", ".\n", "\r\n", ".", "\n  a", "a\n", ".\n  ", "  1", "\t b"))  # fmt: skip
 TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=12).map("".join)
 
 
@@ -78,11 +78,11 @@ def test_words_make_the_tokens_of_the_text(words: tuple[WordTokens, PreTrainedTo
     assert [one and list(one[0]) for one in made] == encode(texts, tokenizer)
 
 
-def test_every_character_may_stand_before_a_space(words: tuple[WordTokens, PreTrainedTokenizerBase]) -> None:
+def test_every_character_may_stand_beside_white_space(words: tuple[WordTokens, PreTrainedTokenizerBase]) -> None:
     quick, tokenizer = words
     codes = [*range(0x3100), *range(0xFB00, 0x10200), *range(0x1F300, 0x1F700)]  # no ideographs
     for start in range(0, len(codes), 4096):
-        text = "".join(f"<e>x{chr(code)} a" for code in codes[start : start + 4096])
+        text = "".join(f"<e>x{chr(code)} a {chr(code)}\n b\n{chr(code)}" for code in codes[start : start + 4096])
         made = quick.masked([(text, ())])[0]
         assert made is not None and list(made[0]) == encode([text], tokenizer)[0]
 
@@ -171,8 +171,8 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         made = quick.masked([(text, ()) for text in texts])
         assert [one and list(one[0]) for one in made] == encode(texts, tokenizer)
-    assert len(quick._inner) == len(quick._last) == 20
-    assert max(map(len, quick._inner)) <= 5
+    assert len(quick._words) <= len(quick._known) == 20
+    assert max(map(len, quick._words)) <= 5
 
 
 def test_words_that_do_not_come_again_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
