@@ -30,6 +30,7 @@ T = TypeVar("T")
 FULL_SPEED_TOKENS = {"cpu": 1}  # below this many a pass, a device idles: then layers are recomputed before that
 FULL_SPEED_TOKENS_ELSEWHERE = 1024
 TIGHT_STEPS = 2  # in a row, after which more is given up
+SLACK_BYTES = 2**27  # for what the update needs, and for batches that fall otherwise
 MOMENT_BYTES = 8  # AdamW's for a trained parameter, which do not exist yet when the longest batch is tried
 
 
@@ -118,7 +119,7 @@ class Gradients:
         lengths = lengths_of(self.examples)
         ordered = sorted(range(len(lengths)), key=lambda row: -lengths[row])[:batch_size]
         notes: list[str] = []
-        reserve = torch.empty(MOMENT_BYTES * trained_parameters, dtype=torch.uint8, device=device)
+        reserve = torch.empty(MOMENT_BYTES * trained_parameters + SLACK_BYTES, dtype=torch.uint8, device=device)
         torch.cuda.reset_peak_memory_stats(device)
         self._in_what_room_there_is(lambda: self._try(ordered), notes)
         while self._searched and self.recompute.more():

@@ -23,6 +23,7 @@ from core.tasks.task import Task
 
 MOST_WORK = 2e13  # parameters times positions of a pass: above, the GPU is busy longer than launching takes
 MOST_SHAPES = 48
+SLACK_BYTES = 2**26
 LENGTHS = 32  # that a batch can be filled up to
 LEAST_MULTIPLE = 64
 WARM_UPS = 2
@@ -131,6 +132,7 @@ class StepGraphs:
         torch.cuda.empty_cache()  # recording runs on streams of its own, which cannot use what others have cached
         try:
             recorded, loss = self._record(static, scale, gradients, before)
+            torch.empty(SLACK_BYTES, dtype=torch.uint8, device=device)  # the update needs some room beside the graphs
         except torch.OutOfMemoryError:
             self.reason = "memory is short"
         else:

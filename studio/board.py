@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from core.config import TrainConfig, from_dict
@@ -12,7 +10,6 @@ from core.errors import AdapterError, ConfigError, JobError, StudioError
 from core.methods import methods
 from studio.failures import GPU_MEMORY, HOST_MEMORY
 from studio.jobs import JobStore
-from studio.processes import Identity
 from studio.queue import Queue
 from studio.remedies import AGAIN, Case, changed, remedies
 from studio.show import job_view
@@ -22,8 +19,6 @@ from studio.views import JobView, QueueView, RemedyView
 if TYPE_CHECKING:
     from studio.service import Studio
 
-MOST_PARTING_S = 5.0  # that a failed worker takes to end
-
 
 class JobBoard:
     """What can be done to the queue as a whole and to the jobs in it, beside pausing, stopping and cancelling one."""
@@ -32,7 +27,7 @@ class JobBoard:
         self._studio = studio
         self._jobs = jobs
         self._queue = Queue(jobs.database)
-        self._worked_out = lru_cache(maxsize=64)(self._work_out)
+        self._worked_out: dict[tuple[str, int], tuple[RemedyView, ...]] = {}
 
     # -- the queue
 
@@ -106,9 +101,10 @@ class JobBoard:
         job = self._jobs.get(job_id)
         if job.state != "failed":
             return ()
-        if job.failure.get("kind") in (GPU_MEMORY, HOST_MEMORY):
-            self._wait_for_the_end(job_id)
-        return self._worked_out(job_id, job.attempt)
+        found = self._worked_out.get((job_id, job.attempt)) or self._work_out(job)
+        if job.failure.get("kind") not in (GPU_MEMORY, HOST_MEMORY) or any(remedy.changes for remedy in found):
+            self._worked_out[job_id, job.attempt] = found  # else its worker may hold its memory still: look again
+        return found
 
     def retry(self, job_id: str, remedy: str = "", *, idempotency_key: str = "") -> JobView:
         """Apply a remedy of a failed job by its name, the first one unless named: a changed copy, or the same again.
@@ -127,15 +123,7 @@ class JobBoard:
         self._queue.hand_over(job_id, copy.id)
         return copy
 
-    def _wait_for_the_end(self, job_id: str) -> None:
-        """Until its worker is gone, what a change is to fit into is not free: a GPU's memory last, after its lock."""
-        lock, ends = self._studio.workspace.worker_lock(job_id), time.monotonic() + MOST_PARTING_S
-        worker = Identity.parse(lock.read_text(encoding="utf-8")) if lock.exists() else None
-        while worker is not None and worker.is_alive() and time.monotonic() < ends:
-            time.sleep(0.05)
-
-    def _work_out(self, job_id: str, attempt: int) -> tuple[RemedyView, ...]:
-        job = self._jobs.get(job_id)
+    def _work_out(self, job: JobRow) -> tuple[RemedyView, ...]:
         kind = str(job.failure.get("kind", ""))
         return tuple(remedies(kind, self._case(job) if job.kind == "train" else None))
 

@@ -100,6 +100,7 @@ def test_a_job_without_room_on_the_gpu_says_so_and_the_next_one_runs(tmp_path: P
         failed = live.until_state(job_id, "failed", "succeeded", timeout_s=180)
         assert (failed.state, failed.failure["kind"]) == ("failed", "gpu_memory"), failed.error_detail
         studio = Studio(live.workspace.root)
+        live.until(lambda: any(remedy.changes for remedy in studio.board.remedies(job_id)))  # the worker has let go
         offered = studio.board.remedies(job_id)
         studio.close()
         del held

@@ -83,6 +83,7 @@ class Steps:
             ).logits  # fmt: skip
         loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=0)
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined] # changes nothing then
         self.optimizer.step()
         return loss.detach()

@@ -7,6 +7,7 @@ import io
 import random
 import re
 import struct
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,18 +52,20 @@ def test_every_exercise_can_be_solved_from_its_source(kind: str) -> None:
     assert seen == {"translation", "question", "sentinels" if kind == "t5" else "masks"}
 
 
-def test_batches_hold_every_exercise_and_no_more_tokens_than_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_hold_every_exercise_in_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "POOL", 64)
     monkeypatch.setattr(pretrain, "TOKENS", 600)
     tokenizer = pretrain.make_tokenizer(TEXTS)
     batches = iter(pretrain.Batches("t5", TEXTS, tokenizer.backend_tokenizer, seed=0))
-    drawn = exercises("t5", TEXTS, random.Random(0))
-    wanted, found = sorted(next(drawn) for _ in range(64)), []
-    while len(found) < 64:
+    found: Counter[tuple[str, ...]] = Counter()
+    while found.total() < 640:
         source, target = next(batches)
-        assert source.numel() + target.numel() <= 600 and source.dtype == target.dtype == torch.int16
-        found += list(zip(*(_texts(tokenizer, side) for side in (source, target)), strict=True))
-    assert sorted(found) == wanted
+        assert 300 < source.numel() + target.numel() <= 600 and source.dtype == target.dtype == torch.int16
+        assert source.shape[1] % pretrain.WIDTHS == target.shape[1] % pretrain.WIDTHS == 0
+        found.update(zip(*(_texts(tokenizer, side) for side in (source, target)), strict=True))
+    drawn = exercises("t5", TEXTS, random.Random(0))
+    wanted = Counter(next(drawn) for _ in range(640 + 64))  # some wait for others of their shape
+    assert found.total() <= (found & wanted).total()
 
 
 def _texts(tokenizer: object, side: torch.Tensor) -> list[str]:
