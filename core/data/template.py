@@ -6,7 +6,7 @@ rendered, which the tokenizer does outside of Python. Where tokens are put toget
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ def tokenize_all(
 
 
 def _jobs(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, completion_only: bool, chunks: Sequence[range]
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, completion_only: bool, chunks: Iterable[range]
 ) -> Iterator[Job]:
     """What is left to do for each chunk of records, once its conversations are rendered."""
     ends, words = TurnEnds.of(tokenizer), WordTokens.of(tokenizer)

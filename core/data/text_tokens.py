@@ -6,7 +6,7 @@ the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def _jobs(
     tokenizer: PreTrainedTokenizerBase,
     encode: _Encode,
     limits: dict[str, Any],
-    chunks: Sequence[range],
+    chunks: Iterable[range],
 ) -> Iterator[Job]:
     tokenizer("", **limits)  # sets what the threads' calls then find set: a tokenizer at work must not be changed
     # one that knows languages turns from one to the other for a target, which no other thread may meet half-way

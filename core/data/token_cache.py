@@ -61,6 +61,20 @@ class TokenCache:
             os.utime(path)
         return part
 
+    def keys(self) -> frozenset[str]:
+        """Those under which something is kept now."""
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return frozenset(name.split(".")[0] for name in names if name.endswith(SUFFIX))
+
+    def look_for(self, key: str) -> TokenPart | None:
+        """What was kept under a key, also by another process since."""
+        if key not in self._names:
+            found = next(self.folder.glob(f"{key}.*{SUFFIX}"), None)
+            if found is None:
+                return None
+            self._names[key] = found.name
+        return self.read(key)
+
     def write(self, key: str, part: TokenPart) -> TokenPart:
         """Keep a part and return it as it lies in the file; where the disk does not take it, as it is."""
         temporary = self.folder / f".{key}{SUFFIX}.{os.getpid()}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 from core.data.record_file import lines_of
 from core.data.records import Record
 from core.data.token_cache import TokenCache, key_of
+from core.data.token_helpers import helping
 from core.data.tokenized import TokenPart, TokenTable
 from core.errors import StudioError
 
@@ -26,7 +27,7 @@ COLLECTED_AFTER = (10_000, 10, 100)  # objects, quick looks at the youngest, at 
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 Job = Callable[[], TokenPart]  # what is left to do for some consecutive records
-Jobs = Callable[[Sequence[range]], Iterator[Job]]  # one for each chunk of places
+Jobs = Callable[[Iterable[range]], Iterator[Job]]  # one for each chunk of places
 
 
 def finished(part: TokenPart) -> Job:
@@ -43,30 +44,55 @@ def token_table(
 ) -> TokenTable:
     """The tokens of all records, in order.
 
-    Parts that the `cache` has under the `recipe` are taken from it; others are kept there as soon as they are made.
+    Parts that the `cache` has under the `recipe` are taken from it; others are kept there as soon as they are made, by
+    this process or by one that helps (`core.data.token_helpers`).
     """
     spans = [range(start, min(start + PART, len(records))) for start in range(0, len(records), PART)]
     keys = _keys(records, spans, recipe()) if cache else [""] * len(spans)
-    kept = [cache.read(key) if cache else None for key in keys]
-    missing = [span for span, part in zip(spans, kept, strict=True) if part is None]
-    done = len(records) - sum(map(len, missing))
+    parts = [cache.read(key) if cache else None for key in keys]
+    missing = [number for number, part in enumerate(parts) if part is None]
+    done = len(records) - sum(len(spans[number]) for number in missing)
     if progress and done:
         progress(done, len(records))
+
+    counted: set[int] = set()  # missing parts that this process will not make
 
     def tell(rows: int) -> None:
         nonlocal done
         done += rows
         if progress:
-            progress(done, len(records))
+            progress(min(done, len(records)), len(records))
 
-    parts: list[TokenPart] = []
-    with _few_collections(), closing(_made(missing, jobs, tell)) as made:
-        for key, part in zip(keys, kept, strict=True):
-            fresh = part or next(made)
-            parts.append(cache.write(key, fresh) if cache and part is None else fresh)
+    def count_others() -> None:
+        """Tell of what others have made since."""
+        there = cache.keys() if cache else frozenset()
+        new = [each for each in missing if keys[each] in there and parts[each] is None and each not in counted]
+        counted.update(new)
+        tell(sum(len(spans[each]) for each in new))
+
+    def is_there(number: int) -> bool:
+        """Whether another process was faster."""
+        if cache is not None and (part := cache.look_for(keys[number])) is not None:
+            parts[number] = part
+            tell(0 if number in counted else len(part.rows))
+        return parts[number] is not None
+
+    def help_out(number: int, count: int, is_over: Callable[[], bool]) -> None:
+        """From the end to the front, every so many of the missing parts."""
+        left = (each for each in missing[::-1][number::count] if not is_over() and not is_there(each))
+        for each, part in _made(left, spans, jobs, lambda rows: None):
+            if cache is not None:
+                cache.write(keys[each], part)
+
+    helped = helping(help_out, sum(len(spans[number]) for number in missing)) if cache else nullcontext()
+    own = _made((each for each in missing if not is_there(each)), spans, jobs, tell)
+    with _few_collections(), helped, closing(own):
+        for number, part in own:
+            parts[number] = cache.write(keys[number], part) if cache else part
+            count_others()
     if cache and missing:
         cache.trim()
-    return TokenTable(parts)
+    return TokenTable([part for part in parts if part is not None])
 
 
 @contextmanager
@@ -88,17 +114,25 @@ def _keys(records: Sequence[Record], spans: Sequence[range], recipe: bytes) -> l
     return [key_of(recipe, lines_of(records, span.start, span.stop)) for span in spans]
 
 
-def _made(spans: Sequence[range], jobs: Jobs, tell: Callable[[int], None]) -> Generator[TokenPart, None, None]:
-    """The tokens of the records of each span; `tell` hears of every few rows."""
-    divided = [[span[at : at + CHUNK] for at in range(0, len(span), CHUNK)] for span in spans]
-    chunks = [chunk for span in divided for chunk in span]
-    with closing(_side_by_side(jobs(chunks), is_one=len(chunks) == 1)) as results:
-        for span in divided:
-            found = []
-            for _, part in zip(span, results, strict=False):
-                tell(len(part.rows))
-                found.append(part)
-            yield TokenPart.joined(found)
+def _made(
+    numbers: Iterable[int], spans: Sequence[range], jobs: Jobs, tell: Callable[[int], None]
+) -> Generator[tuple[int, TokenPart], None, None]:
+    """The tokens of the records of each of these spans; `tell` hears of every few rows."""
+    given: deque[int] = deque()
+
+    def chunks() -> Iterator[range]:
+        for number in numbers:
+            given.append(number)
+            yield from (spans[number][at : at + CHUNK] for at in range(0, len(spans[number]), CHUNK))
+
+    found: list[TokenPart] = []
+    with closing(_side_by_side(jobs(chunks()), is_one=len(spans) == 1 and len(spans[0]) <= CHUNK)) as results:
+        for part in results:
+            tell(len(part.rows))
+            found.append(part)
+            if sum(len(each.rows) for each in found) == len(spans[given[0]]):
+                yield given.popleft(), TokenPart.joined(found)
+                found = []
 
 
 def _side_by_side(jobs: Iterator[Job], is_one: bool) -> Generator[TokenPart, None, None]:
