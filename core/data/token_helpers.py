@@ -3,11 +3,12 @@
 They share nothing but the files of the cache, so nobody waits for anybody: whoever comes to a part second finds it
 done. Hence also the worst that can befall a helper, to stand still or to die, costs no more than its help. They are
 forked, as torch's DataLoader does it, since to start anew takes as long as to tokenise 20,000 rows; they touch no
-device, and only Linux has them.
+device, the kernel ends them with the process they help, and only Linux has them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -17,14 +18,14 @@ from contextlib import contextmanager, suppress
 
 ROWS_WORTH_ONE = 10_000  # a second of work, about
 MOST = 7
+_PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
+
+Work = Callable[[int, int], None]  # called with the helper's number from 0, and how many there are
 
 
 @contextmanager
-def helping(work: Callable[[int, int, Callable[[], bool]], None], rows: int) -> Iterator[None]:
-    """Inside, others run `work(number, count, is_over)` with numbers from 0, as many as `rows` are worth.
-
-    `is_over` tells a helper that the process it helps has died.
-    """
+def helping(work: Work, rows: int) -> Iterator[None]:
+    """Inside, others run `work`, as many as `rows` are worth."""
     count = helpers_for(rows)
     children = [child for number in range(count) if (child := _started(work, number, count))]
     try:
@@ -45,9 +46,8 @@ def helpers_for(rows: int) -> int:
     return max(0, min(MOST, len(os.sched_getaffinity(0)) - 1, rows // ROWS_WORTH_ONE))
 
 
-def _started(work: Callable[[int, int, Callable[[], bool]], None], number: int, count: int) -> int:
+def _started(work: Work, number: int, count: int) -> int:
     """The new process, 0 where the system gives none."""
-    parent = os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads that hold locks, for which nobody waits here
         try:
@@ -57,8 +57,9 @@ def _started(work: Callable[[int, int, Callable[[], bool]], None], number: int, 
     if child:
         return child
     try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         for known in (signal.SIGTERM, signal.SIGINT):
             signal.signal(known, signal.SIG_DFL)
-        work(number, count, lambda: os.getppid() != parent)
+        work(number, count)
     finally:
         os._exit(0)  # nothing of the process that was forked is to be closed or told again

@@ -77,9 +77,9 @@ def token_table(
             tell(0 if number in counted else len(part.rows))
         return parts[number] is not None
 
-    def help_out(number: int, count: int, is_over: Callable[[], bool]) -> None:
+    def help_out(number: int, count: int) -> None:
         """From the end to the front, every so many of the missing parts."""
-        left = (each for each in missing[::-1][number::count] if not is_over() and not is_there(each))
+        left = (each for each in missing[::-1][number::count] if not is_there(each))
         for each, part in _made(left, spans, jobs, lambda rows: None):
             if cache is not None:
                 cache.write(keys[each], part)

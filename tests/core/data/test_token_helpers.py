@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def test_the_first_bad_row_is_named_whoever_meets_it(tmp_path: Path, tokenizer: 
 def test_a_helper_that_stands_still_or_dies_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
 
-    def work(number: int, count: int, is_over: Any) -> None:
+    def work(number: int, count: int) -> None:
         assert count == 3
         if number == 0:
             raise DatasetError("It is broken.", "Mend it.")
@@ -98,23 +99,34 @@ def test_a_helper_that_stands_still_or_dies_holds_nobody_up(monkeypatch: pytest.
     assert {child.pid for child in psutil.Process().children()} <= before
 
 
-def test_a_helper_notices_that_nobody_needs_it(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_helper_ends_with_the_process_it_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     told = tmp_path / "told"
 
-    def work(number: int, count: int, is_over: Any) -> None:
-        while not is_over():
-            time.sleep(0.01)
-        told.write_text("over")
+    def work(number: int, count: int) -> None:
+        told.with_suffix(".new").write_text(str(os.getpid()))
+        told.with_suffix(".new").rename(told)
+        time.sleep(60)
 
     child = os.fork()
-    if not child:  # a parent that is killed while it is helped
-        with helping(work, token_helpers.ROWS_WORTH_ONE):
-            os.kill(os.getpid(), 9)
-    os.waitpid(child, 0)
-    ends = time.monotonic() + 10
-    while not told.exists() and time.monotonic() < ends:
+    if not child:  # a process that is killed while it is helped
+        try:
+            with helping(work, token_helpers.ROWS_WORTH_ONE):
+                while not told.exists():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    helper, ends = int(told.read_text()), time.monotonic() + 10
+    while is_running(helper) and time.monotonic() < ends:
         time.sleep(0.01)
-    assert told.exists() or helpers_for(token_helpers.ROWS_WORTH_ONE) == 0
+    assert not is_running(helper)
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_small_datasets_and_single_cores_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
