@@ -60,7 +60,7 @@ def token_table(
     def tell(rows: int) -> None:
         nonlocal done
         done += rows
-        if progress:
+        if progress and rows:
             progress(min(done, len(records)), len(records))
 
     def count_others() -> None:
