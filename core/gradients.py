@@ -75,7 +75,10 @@ class Gradients:
         """
         trained = sum(self.examples[row].n_trained for row in rows)
         notes: list[str] = []
+        reason = self.graphs.reason
         summed = self._in_what_room_there_is(lambda: self._add(rows, step, trained, notes), notes)
+        if self.graphs.reason != reason:
+            summed = replace(summed, notes=(*summed.notes, self.graphs.in_words()))
         self._tight_steps = self._tight_steps + 1 if self._searched else 0
         if self._tight_steps >= TIGHT_STEPS and self.recompute.more():
             self._tight_steps = 0

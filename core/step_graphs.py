@@ -130,6 +130,7 @@ class StepGraphs:
         before = [gradient.cpu() for gradient in gradients]  # on the host: the device may have no room for two more
         random = torch.cuda.get_rng_state(device)
         torch.cuda.empty_cache()  # recording runs on streams of its own, which cannot use what others have cached
+        recorded = None
         try:
             recorded, loss = self._record(static, scale, gradients, before)
             torch.empty(SLACK_BYTES, dtype=torch.uint8, device=device)  # the update needs some room beside the graphs
@@ -139,6 +140,7 @@ class StepGraphs:
             if recorded is not None:
                 self._recorded[key] = recorded
             return loss
+        recorded = None
         self.drop()  # outside of `except`: the error holds on to all that is to be freed
         gc.collect()
         torch.cuda.empty_cache()

@@ -78,11 +78,11 @@ def token_table(
         return parts[number] is not None
 
     def help_out(number: int, count: int) -> None:
-        """From the end to the front, every so many of the missing parts."""
-        left = (each for each in missing[::-1][number::count] if not is_there(each))
+        """From the end to the front, every so many of the missing parts; a helper tells nobody of its progress."""
+        assert cache is not None
+        left = (each for each in missing[::-1][number::count] if cache.look_for(keys[each]) is None)
         for each, part in _made(left, spans, jobs, lambda rows: None):
-            if cache is not None:
-                cache.write(keys[each], part)
+            cache.write(keys[each], part)
 
     helped = helping(help_out, sum(len(spans[number]) for number in missing)) if cache else nullcontext()
     own = _made((each for each in missing if not is_there(each)), spans, jobs, tell)

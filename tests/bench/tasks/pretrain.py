@@ -1,7 +1,7 @@
 """A small T5 or BART, briefly pretrained, since an adapter on a random base proves nothing.
 
     python -m tests.bench.tasks.pretrain --gather texts.json.gz            where packages can be fetched
-    python -m tests.bench.tasks.pretrain t5 .cache/tiny-t5 --texts texts.json.gz --minutes 8.5      on a GPU
+    python -m tests.bench.tasks.pretrain t5 .cache/tiny-t5 --texts texts.json.gz --minutes 6      on a GPU
 
 texts.py says what is read, and exercises.py what is practised. All minutes count, those of the preparation too: the
 rates fall to nothing as they run out. Processes of their own draw, tokenise and pad the exercises, so that a GPU waits

@@ -36,11 +36,15 @@ def tokenizer(make_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a line for every chunk: who made it, its first row, how many it has; each takes 10 ms at least."""
-    file = tmp_path / "makers"
+    """A file with a line for every chunk: who made it, its first row, how many it has.
+
+    This process makes three parts at once and is slow at the fourth, so that a helper comes to those that are done.
+    """
+    file, parent = tmp_path / "makers", os.getpid()
 
     def part(records: Any, *rest: Any) -> Any:
-        time.sleep(0.01)
+        is_slow = os.getpid() == parent and records[0].row > 3 * 16 and (tmp_path / "kept").exists()
+        time.sleep(0.5 if is_slow else 0.002)
         with file.open("a") as lines:
             lines.write(f"{os.getpid()} {records[0].row} {len(records)}\n")
         return original(records, *rest)
@@ -61,8 +65,15 @@ def test_two_processes_make_the_same_tokens(tmp_path: Path, tokenizer: Any, make
     wanted = tokenize_all(records, tokenizer)
     makers.unlink()
     seen: list[tuple[int, int]] = []
-    cache = TokenCache(tmp_path / "kept")
-    found = tokenize_all(records, tokenizer, progress=lambda *at: seen.append(at), cache=cache)
+    told_by = tmp_path / "told_by"
+
+    def progress(done: int, total: int) -> None:  # a job's writes to its store, through a connection that is forked too
+        seen.append((done, total))
+        with told_by.open("a") as lines:
+            lines.write(f"{os.getpid()}\n")
+
+    found = tokenize_all(records, tokenizer, progress=progress, cache=TokenCache(tmp_path / "kept"))
+    assert set(told_by.read_text().split()) == {str(os.getpid())}
     assert found == wanted and len(list((tmp_path / "kept").glob("*.arrow"))) == ROWS // 16
     rows = {pid: 0 for pid, _, _ in lines_of(makers)}
     for pid, _, count in lines_of(makers):
