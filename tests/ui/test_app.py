@@ -48,6 +48,12 @@ def config_of(page: str) -> dict[str, Any]:
     return dict(json.loads(found[1]))
 
 
+def test_what_cannot_be_merged_yet_cannot_be_clicked(client: TestClient) -> None:
+    components = config_of(client.get("/").text)["components"]
+    (merge,) = [c["props"] for c in components if c["props"].get("elem_id") == "models-merge"]
+    assert merge["interactive"] is False  # until the tab is filled, a moment after it is shown
+
+
 @pytest.mark.parametrize(("path", "locale", "word"), [("/", "en", "Datasets"), ("/zh/", "zh-CN", "数据集")])
 def test_each_language_has_its_page(client: TestClient, path: str, locale: str, word: str) -> None:
     page = client.get(path)

@@ -42,7 +42,9 @@ class ModelsTab(Tab):
                     [(t(f"models.numbers_{name}"), name) for name in MERGE_DTYPES], value="base",
                     label=t("models.numbers"), elem_id="models-dtype",
                 )  # fmt: skip
-                self.merge = gr.Button(t("models.merge"), variant="primary", elem_id="models-merge")
+                self.merge = gr.Button(
+                    t("models.merge"), variant="primary", interactive=False, elem_id="models-merge"
+                )  # until the adapters are there to choose from
         with gr.Column(elem_classes="card"):
             gr.HTML(heading(t("models.merged"), t("models.merged_text")))
             self.merged = gr.HTML(elem_id="models-download", js_on_load=DELEGATE)
