@@ -23,7 +23,7 @@ from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.prepared import Prepared
 from core.recompute import Recompute
-from core.step_graphs import StepGraphs
+from core.step_graphs import OFFLOADED, StepGraphs
 from core.tasks.task import Task
 
 T = TypeVar("T")
@@ -100,6 +100,8 @@ class Gradients:
     @contextmanager
     def _running(self) -> Iterator[None]:
         with self.passing(), self.recompute.running():
+            if self.recompute.offloads:
+                self.graphs.refuse(OFFLOADED)
             yield
 
     @property
@@ -115,6 +117,11 @@ class Gradients:
             loss = self.task.loss_sum(self.model, batch)
             torch.autograd.backward(loss / trained)
         return loss.detach()
+
+    def enable_graphs(self, batch_size: int, refusal: str) -> None:
+        """Let steps run as graphs from now on, unless there is a `refusal`, or model or memory stand against it."""
+        refusal = refusal or (OFFLOADED if self.recompute.offloads else "")
+        self.graphs.enable(batch_size, max(lengths_of(self.examples)), refusal)
 
     def try_longest(self, batch_size: int, trained_parameters: int) -> str:
         """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words."""

@@ -3,14 +3,15 @@
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", an eighth of the layers at a time and only as many as
 must be. A fused layer gives up first what is large and cheap (`core.ops.decoder_layer.Again`): gate and up of its MLP
 are two thirds of what it keeps, and its whole forward pass is twice the work of computing them again. Other layers can
-only be computed again as a whole.
+only be computed again as a whole. At last the inputs, all that is kept then, wait in the host's
+memory (`core.offload`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from core import offload
+from core.loss import device_of
 from core.micro_batches import drops_at_random
+from core.offload import Offload
 from core.ops.decoder_layer import Again
 from core.ops.stand_in import LayerStandIn
 
@@ -42,65 +46,91 @@ class Recompute:
         self.parts = min(PARTS, len(self.layers))
         self.are_fused = False  # any of them, when they ran last
         self.steps = 0
+        self.offload = Offload()
+
+    @property
+    def levels(self) -> tuple[Again, ...]:
+        """What the layers give up one after another."""
+        cheap = (Again.MLP, Again.ATTENTION) if self.are_fused else ()
+        moved = (Again.OFFLOAD,) if device_of(self.model).type in offload.DEVICES else ()
+        return *cheap, Again.LAYER, *moved
+
+    @property
+    def offloads(self) -> bool:
+        """Whether inputs of layers wait in the host's memory."""
+        return Again.OFFLOAD in self.plan(self.steps)
 
     def more(self) -> bool:
-        """Give up a step more; False when nothing is left."""
-        if self.steps >= self.parts * (Again.LAYER if self.are_fused else 1):
+        """Give up a step more; False when nothing is left, or the host has no room for the inputs that move."""
+        if self.steps >= self.parts * len(self.levels):
+            return False
+        now, then = (self.plan(steps).count(Again.OFFLOAD) for steps in (self.steps, self.steps + 1))
+        if then > now and not self.offload.has_room(then - now):
             return False
         self.steps += 1
         return True
 
-    def again(self, index: int) -> Again:
-        """What of a layer is computed again."""
-        part = index * self.parts // len(self.layers)
-        level = Again(min(Again.LAYER, (self.steps + self.parts - 1 - part) // self.parts))
-        return level if self.are_fused or not level else Again.LAYER
+    def plan(self, steps: int) -> list[Again]:
+        """What of each layer is computed again after so many steps."""
+        given_up, count = (Again.NOTHING, *self.levels), len(self.layers)
+        parts = (index * self.parts // count for index in range(count))
+        levels = ((steps + self.parts - 1 - part) // self.parts for part in parts)
+        return [given_up[min(level, len(given_up) - 1)] for level in levels]
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inside, the layers run so, in whatever form of their forward is in place."""
         self.are_fused = any(_is_fused(layer.forward) for layer in self.layers)
         keeps_random = bool(self.steps) and drops_at_random(self.model)
+        plan = self.plan(self.steps)
         with ExitStack() as stack:
-            for index, layer in enumerate(self.layers if self.steps else ()):
-                if level := self.again(index):
-                    stack.enter_context(_giving_up(layer, level, keeps_random))
+            if Again.OFFLOAD in plan:
+                stack.enter_context(self.offload.running())
+            for layer, level in zip(self.layers, plan, strict=True):
+                if level:
+                    stack.enter_context(self._giving_up(layer, level, keeps_random))
             yield
 
-    def in_words(self) -> str:
-        """What is computed again, for the log."""
-        counts = Counter(self.again(index) for index in range(len(self.layers)))
-        found = [words.format(counts[level]) for level, words in WORDS.items() if counts[level]]
-        return f"Computed again backward, of {len(self.layers)} layers: {'; '.join(found) or 'nothing'}."
-
-
-@contextmanager
-def _giving_up(layer: Any, level: Again, keeps_random: bool) -> Iterator[None]:
-    own, forward = layer.__dict__.get("forward"), layer.forward
-    if _is_fused(forward) and level < Again.LAYER:
-        forward.again, forward.keeps_random = level, keeps_random
+    @contextmanager
+    def _giving_up(self, layer: Any, level: Again, keeps_random: bool) -> Iterator[None]:
+        own, forward = layer.__dict__.get("forward"), layer.forward
+        if _is_fused(forward) and level < Again.LAYER:
+            forward.again, forward.keeps_random = level, keeps_random
+            try:
+                yield
+            finally:
+                forward.again = Again.NOTHING
+            return
+        keeping = partial(self.offload.keeping, moves=level == Again.OFFLOAD)
+        layer.forward = partial(_again_later, forward, keeps_random, keeping)
         try:
             yield
         finally:
-            forward.again = Again.NOTHING
-        return
-    layer.forward = partial(_again_later, forward, keeps_random)
-    try:
-        yield
-    finally:
-        del layer.forward
-        if own is not None:
-            layer.forward = own
+            del layer.forward
+            if own is not None:
+                layer.forward = own
+
+    def in_words(self) -> str:
+        """What is computed again, for the log."""
+        counts = Counter(self.plan(self.steps))
+        moved = counts.pop(Again.OFFLOAD, 0)
+        counts[Again.LAYER] += moved
+        found = [words.format(counts[level]) for level, words in WORDS.items() if counts[level]]
+        waiting = f", the inputs of {moved} of which wait in the host's memory" if moved else ""
+        return f"Computed again backward, of {len(self.layers)} layers: {'; '.join(found) or 'nothing'}{waiting}."
 
 
 def _is_fused(forward: Any) -> bool:
     return isinstance(forward, LayerStandIn) and forward.fused is not None
 
 
-def _again_later(forward: Callable[..., Any], keeps_random: bool, *args: Any, **kwargs: Any) -> Any:
+def _again_later(
+    forward: Callable[..., Any], keeps_random: bool, keeping: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_random, **kwargs)
+    with keeping(args[0]) if args else nullcontext():  # what is passed by name, checkpoint keeps where it is
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keeps_random, **kwargs)
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:

@@ -27,6 +27,7 @@ SLACK_BYTES = 2**26
 LENGTHS = 32  # that a batch can be filled up to
 LEAST_MULTIPLE = 64
 WARM_UPS = 2
+OFFLOADED = "inputs wait in the host's memory"  # whose copies run beside what is recorded
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
 
 
@@ -84,9 +85,13 @@ class StepGraphs:
         """Record no more, and free what was recorded; False when that is nothing."""
         had = bool(self._recorded)
         if had:
-            self.reason = "memory is short"
-            self.drop()
+            self.refuse("memory is short")
         return had
+
+    def refuse(self, reason: str) -> None:
+        """Record no more, and free what was recorded, for this reason unless there is one."""
+        self.reason = self.reason or reason
+        self.drop()
 
     @property
     def keeps_gradients(self) -> bool:

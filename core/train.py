@@ -185,10 +185,9 @@ class Trainer:
         count = sum(parameter.numel() for parameter in self.parameters)
         with self._training():
             self.notes.append(self.gradients.try_longest(self.plan.batch_size, count))
-        longest = max(lengths_of(self.examples.train))
         refusal = "" if self.config.graphs else "graphs are off"
         refusal = "the run is deterministic" if self.config.deterministic else refusal
-        self.gradients.graphs.enable(self.plan.batch_size, longest, refusal)
+        self.gradients.enable_graphs(self.plan.batch_size, refusal)
         self.notes.append(self.gradients.graphs.in_words())
 
     def evaluate(self) -> float | None:

@@ -33,6 +33,7 @@ class Again(IntEnum):
     MLP = 1  # gate and up
     ATTENTION = 2  # and all of the attention
     LAYER = 3  # and what lies between them
+    OFFLOAD = 4  # and its input waits in the host's memory
 
 
 @dataclass(frozen=True)
