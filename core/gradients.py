@@ -197,7 +197,8 @@ class Gradients:
 def searches(model: nn.Module) -> int:
     """How often torch had to free what it had cached of a GPU's memory, to find room for a tensor."""
     device = device_of(model)
-    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0)) if device.type == "cuda" else 0
+    stats = torch.cuda.memory_stats_as_nested_dict(device) if device.type == "cuda" else {}  # as memory_stats, sooner
+    return int(stats.get("num_alloc_retries", 0))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

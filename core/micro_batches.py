@@ -16,6 +16,7 @@ from core.data.packing import Shape, divide, shared_prefix
 from core.data.tokenized import lengths_of
 from core.examples import Examples
 from core.loss import device_of
+from core.mode import all_modules
 from core.packed_attention import attention_in_words
 from core.schedule import StepPlan
 from core.tasks.task import Task
@@ -123,5 +124,5 @@ def drops_at_random(model: nn.Module) -> bool:
     config: Any = getattr(model, "config", None)
     text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     settings = (value for name, value in getattr(text, "__dict__", {}).items() if "drop" in name)
-    own = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "dropout"))
+    own = (vars(module).get(name) for module in all_modules(model) for name in ("p", "dropout"))
     return any(isinstance(share, float) and share > 0 for share in (*settings, *own))
