@@ -1,12 +1,14 @@
 """The factors of many groups in the format of their products: cast by a few kernels for all, not by a few for each.
 
-A model of 30 layers has 120 groups, whose casts were a tenth of a small model's step.
+A model of 30 layers has 120 groups, whose casts were a tenth of a small model's step. They are made for a few layers at
+a time (`core.ops.fast_path.LED`), since the device waits while the host gets the first ones ready.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,18 +31,18 @@ class Ahead:
 
 def make_factors(groups: Sequence[Group], dtype: torch.dtype) -> list[Made]:
     """The factors of groups that have adapters: s A is formed in A's own format, and rounded once."""
-    adapters = [each.adapter for group in groups for each in group.adapted if each.adapter is not None]
-    a, b = [own.lora_A.detach() for own in adapters], [own.lora_B.detach() for own in adapters]
+    a = [group.parameters[place].detach() for group in groups for place in group.places]
+    b = [group.parameters[place + 1].detach() for group in groups for place in group.places]
     scales = [scale for group in groups for scale in group.scales]
     joined = _empty([(sum(group.ranks), group.width) for group in groups], a[0], dtype)
-    parts = [part for group, whole in zip(groups, joined, strict=True) for part in torch.split(whole, group.ranks)]
+    parts = [part for group, whole in zip(groups, joined, strict=True) for part in whole.split_with_sizes(group.ranks)]
     torch._foreach_copy_(parts, torch._foreach_mul(a, scales))
     if any(each.dtype != dtype for each in b):
         cast = _empty([(each.shape[0], each.shape[1]) for each in b], b[0], dtype)
         torch._foreach_copy_(cast, b)
         b = cast
     of_b = iter(b)
-    return [(whole, *(next(of_b) for _ in group.adapted)) for group, whole in zip(groups, joined, strict=True)]
+    return [(whole, *(next(of_b) for _ in group.places)) for group, whole in zip(groups, joined, strict=True)]
 
 
 def make_ahead(groups: Sequence[Group], dtype: torch.dtype) -> None:
@@ -57,5 +59,6 @@ def versions_of(group: Group) -> list[int]:
 def _empty(shapes: Sequence[tuple[int, int]], like: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Matrices behind each other in one piece of memory, every one of them aligned."""
     sizes = [-(-rows * columns // ALIGNED) * ALIGNED for rows, columns in shapes]
-    pieces = torch.split(like.new_empty(sum(sizes), dtype=dtype), sizes)
-    return [piece[: rows * columns].view(rows, columns) for piece, (rows, columns) in zip(pieces, shapes, strict=True)]
+    starts = accumulate(sizes[:-1], initial=0)
+    memory = like.new_empty(sum(sizes), dtype=dtype)
+    return [memory.as_strided(shape, (shape[1], 1), start) for shape, start in zip(shapes, starts, strict=True)]

@@ -12,7 +12,7 @@ method, merged weights or an adapter per row, runs as the model has it, and `sen
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from core.mode import mode
+from core.ops.group import Group
 from core.ops.recognition import FAMILIES, UnfitError, read_projection
 from core.ops.stand_in import LayerStandIn, OutputStandIn
 
+LED = 4  # layers whose factors the first has made for all: few kernels, and the device soon has a layer to compute
 PROBE_TOKENS = 8
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-3}  # transformers norms in float32 whatever the weights are
 HALF_TOLERANCE = 3e-2
@@ -88,10 +90,8 @@ class FastPath:
         layers = {layer: _current(before.get(layer), layer) for layer in self.layers}
         self.reasons = Counter(stand_in.reason for stand_in in layers.values() if stand_in.reason)
         fused = [stand_in for stand_in in layers.values() if stand_in.fused is not None]
-        groups = [group for each in fused if each.fused is not None for group in each.fused.groups if group.adapted]
-        is_one_device = len({group.parameters[0].device for group in groups}) == 1
-        for each in fused:
-            each.leads = groups if each is fused[0] and is_one_device else ()
+        for index, each in enumerate(fused):
+            each.leads = _groups(fused[index : index + LED]) if index % LED == 0 else ()
         output = self._output()
         return layers if output is None else {**layers, output: OutputStandIn(output)}
 
@@ -140,6 +140,13 @@ def _current(known: LayerStandIn | None, layer: nn.Module) -> LayerStandIn:
         return LayerStandIn(layer)
     known.original = layer.forward
     return known
+
+
+def _groups(led: Sequence[LayerStandIn]) -> list[Group]:
+    """The groups with adapters of some layers, if all are on one device."""
+    layers = [each.fused for each in led if each.fused is not None]
+    groups = [group for layer in layers for group in layer.groups if group.adapted]
+    return groups if len({group.parameters[0].device for group in groups}) == 1 else []
 
 
 def _difference(found: Tensor, own: Tensor) -> Tensor:

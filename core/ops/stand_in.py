@@ -23,7 +23,7 @@ class LayerStandIn:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer, self.original = layer, layer.forward
-        self.leads: Sequence[Group] = ()  # whose factors this layer, the first of a model, has made for all
+        self.leads: Sequence[Group] = ()  # whose factors this layer, the first of some, has made for all
         self.again, self.keeps_random = Again.NOTHING, False  # set by whoever is short of memory
         self.refresh()
 

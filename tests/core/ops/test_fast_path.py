@@ -13,9 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from core.adapters import adapter_rows, inject, merge, set_adapter, unmerge
 from core.config import AdapterConfig, TrainConfig
 from core.models import load_model
-from core.ops import precision
+from core.ops import factors, precision
 from core.ops.coverage import METHODS, is_fused
-from core.ops.fast_path import FastPath
+from core.ops.fast_path import LED, FastPath
+from core.ops.group import Group
 from core.ops.recognition import ADAPTERS, read_layer
 from core.quantize.model import quantize_model
 from tests.core.ops.families import OWN, adapted, exact, step, tiny, worst_difference
@@ -322,17 +323,36 @@ def test_layers_are_read_again_only_where_something_changed(monkeypatch: pytest.
     check(model)
 
 
+def test_the_factors_of_a_few_layers_are_made_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exact(adapted(tiny("Llama", num_hidden_layers=6)))
+    made: list[int] = []
+
+    def noted(groups: list[Group], dtype: torch.dtype) -> list[factors.Made]:
+        made.append(len(groups))
+        return make(groups, dtype)
+
+    make = factors.make_factors
+    for module in ("factors", "group"):  # ahead, and by a group for itself
+        monkeypatch.setattr(f"core.ops.{module}.make_factors", noted)
+    path = FastPath(model)
+    made.clear()
+    with path.running():
+        model(input_ids=torch.arange(6).unsqueeze(0), use_cache=False)
+    assert made == [4 * LED, 4 * 2]
+    check(model, "all 6 layers")
+
+
 def test_a_change_between_two_passes_of_one_run_counts() -> None:
     model = exact(adapted(tiny("Llama")))
     path = FastPath(model)
     tokens = torch.arange(6).unsqueeze(0)
     with path.running(), torch.no_grad():
-        before = model(input_ids=tokens).logits
+        before = model(input_ids=tokens, use_cache=False).logits
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.mul_(2.0)
-        after = model(input_ids=tokens).logits
+        after = model(input_ids=tokens, use_cache=False).logits
     assert (before - after).abs().max() > 1e-6
-    torch.testing.assert_close(after, model(input_ids=tokens).logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(after, model(input_ids=tokens, use_cache=False).logits, rtol=0, atol=1e-12)
     groups = [group for layer in path._read_before.values() if layer.fused for group in layer.fused.groups]
     assert groups and all(group.ahead is None for group in groups)  # and nothing of it is kept
