@@ -40,6 +40,8 @@ class Summed:
 
     micro_batches: list[list[int]]  # rows of each
     losses: list[Tensor]  # the sum of each
+    trained: int  # terms of all losses
+    tokens: int  # of the rows
     positions: int  # that the model computed
     notes: tuple[str, ...]  # what was changed on the way, for the log
 
@@ -73,10 +75,9 @@ class Gradients:
 
         Raises OutOfMemoryError when they do not fit, row by row and with every layer recomputed.
         """
-        trained = sum(self.examples[row].n_trained for row in rows)
         notes: list[str] = []
         reason = self.graphs.reason
-        summed = self._in_what_room_there_is(lambda: self._add(rows, step, trained, notes), notes)
+        summed = self._in_what_room_there_is(lambda: self._add(rows, step, notes), notes)
         if self.graphs.reason != reason:
             summed = replace(summed, notes=(*summed.notes, self.graphs.in_words()))
         self._tight_steps = self._tight_steps + 1 if self._searched else 0
@@ -85,17 +86,17 @@ class Gradients:
             return replace(summed, notes=(*summed.notes, f"Memory is tight. {self.recompute.in_words()}"))
         return summed
 
-    def _add(self, rows: Sequence[int], step: int, trained: int, notes: Sequence[str]) -> Summed:
+    def _add(self, rows: Sequence[int], step: int, notes: Sequence[str]) -> Summed:
         divided = self.prepared.of(rows, step)
         losses: list[Tensor] = []
         is_replayed = all(self.graphs.has(batch) for batch in divided.batches)
         before = searches(self.model)
         with nullcontext() if is_replayed else self._running():
             for self._batch in divided.batches:
-                losses.append(self.add(self._batch, trained))
+                losses.append(self.add(self._batch, divided.trained))
         self._searched = searches(self.model) > before
         positions = sum(batch.input_ids.numel() for batch in divided.batches)
-        return Summed(divided.parts, losses, positions, tuple(notes))
+        return Summed(divided.parts, losses, divided.trained, divided.tokens, positions, tuple(notes))
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -18,6 +18,8 @@ class Divided:
 
     parts: list[list[int]]
     batches: list[Any]
+    trained: int  # terms of the loss in all of them
+    tokens: int  # without padding
 
 
 class Prepared:
@@ -51,7 +53,13 @@ class Prepared:
     def _make(self, rows: Sequence[int], step: int) -> Divided:
         parts = self.micro_batches.divide(self.examples, rows)
         made = [self.micro_batches.batch([self._example(row, step) for row in part]) for part in parts]
-        return Divided(parts, [each.pinned() if self.pins and isinstance(each, PackedBatch) else each for each in made])
+        examples = [self.examples[row] for row in rows]
+        return Divided(
+            parts,
+            [each.pinned() if self.pins and isinstance(each, PackedBatch) else each for each in made],
+            sum(example.n_trained for example in examples),
+            sum(len(example.input_ids) for example in examples),
+        )
 
     def _example(self, row: int, step: int) -> Any:
         """An example, changed in a way that the augmentation's seed, the step and the row alone decide."""

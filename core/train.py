@@ -207,9 +207,7 @@ class Trainer:
         Every token weighs the same: the sum of all losses is divided by the number of trained tokens of the whole
         step, so that the result does not depend on how the rows fall into micro-batches.
         """
-        rows = self.sampler.next_rows()
-        trained = sum(self.examples.train[row].n_trained for row in rows)
-        summed = self._gradients(rows)
+        summed = self._gradients(self.sampler.next_rows())
         if self.step + 1 < self.total_steps:
             self.gradients.prepared.look_ahead(self.sampler.peek_rows(), self.step + 1)
         if (penalty := self.rule.regularizer()) is not None:
@@ -222,12 +220,12 @@ class Trainer:
         figures = self._checked(outcome, summed)
         self.step += 1
         return {
-            "loss": sum(figures[1:]) / trained,
+            "loss": sum(figures[1:]) / summed.trained,
             "learning_rate": rate,
             "grad_norm": figures[0],
-            "tokens": sum(len(self.examples.train[row].input_ids) for row in rows),
+            "tokens": summed.tokens,
             "positions": summed.positions,
-            "trained_tokens": trained,
+            "trained_tokens": summed.trained,
             "notes": self._taken_notes(summed.notes),
         }
 

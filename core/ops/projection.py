@@ -67,7 +67,8 @@ class Projection:
         """The frozen weight (out, in); of a quantised layer worked out at every call."""
         if isinstance(self.base, QuantizedLinear):
             return self.base.dequantize(dtype)
-        return self.base.get_parameter("weight").detach().to(dtype)
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight.detach().to(dtype)
 
     def norms(self) -> Tensor:
         """The length of every row of W + s B A, (out), for DoRA."""
