@@ -27,8 +27,9 @@ from core.step_graphs import OFFLOADED, StepGraphs
 from core.tasks.task import Task
 
 T = TypeVar("T")
-FULL_SPEED_TOKENS = {"cpu": 1}  # below this many a pass, a device idles: then layers are recomputed before that
+FULL_SPEED_TOKENS = {"cpu": 1}  # below this many a pass, a device idles: then layers give something up before that
 FULL_SPEED_TOKENS_ELSEWHERE = 1024
+FULL_SPEED_TOKENS_A_PROCESSOR = 24  # of a CUDA device: large tiles for each of them, several times over
 TIGHT_STEPS = 2  # in a row, after which more is given up
 SLACK_BYTES = 2**27  # for what the update needs, and for batches that fall otherwise
 MOMENT_BYTES = 8  # AdamW's for a trained parameter, which do not exist yet when the longest batch is tried
@@ -166,9 +167,7 @@ class Gradients:
 
     def _make_room(self) -> bool:
         """Make the next attempt smaller; False when nothing is left to make smaller."""
-        device = device_of(self.model).type
-        longest = max(lengths_of(self.examples))
-        full_speed = FULL_SPEED_TOKENS.get(device, FULL_SPEED_TOKENS_ELSEWHERE)
+        longest, full_speed = max(lengths_of(self.examples)), full_speed_tokens(device_of(self.model))
         computed = self._batch.input_ids.numel()
         halve = self.micro_batches.halve
         return (
@@ -193,6 +192,13 @@ class Gradients:
         """The inverse of `state_dict`."""
         self.micro_batches.load_state_dict(state)
         self.recompute.steps = int(state["recomputed"])
+
+
+def full_speed_tokens(device: torch.device) -> int:
+    """How many tokens a pass needs at least, for its device not to idle."""
+    if device.type == "cuda":
+        return FULL_SPEED_TOKENS_A_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+    return FULL_SPEED_TOKENS.get(device.type, FULL_SPEED_TOKENS_ELSEWHERE)
 
 
 def searches(model: nn.Module) -> int:

@@ -1,141 +1,194 @@
-"""Inputs of layers that wait in the host's memory between the forward pass and the backward pass.
+"""What layers keep for the backward pass, waiting in the host's memory until then.
 
-Rhu et al. 2016, "vDNN", and Ren et al. 2021, "ZeRO-Offload": a layer that is computed again needs its input alone, and
-only when its turn comes. While a layer computes, its input leaves the device beside it, and backward the input of the
-layer before comes back beside it, both on a stream of their own. Copies change no bit.
+Rhu et al. 2016, "vDNN", and Ren et al. 2021, "ZeRO-Offload". While a layer computes, what the one before keeps leaves
+the device beside it, and backward it comes back beside the layer behind, both on a stream of their own. Copies change
+no bit. A layer that is computed again keeps its input alone (`keeping_input`), another one everything its backward pass
+reads (`keeping_all`).
 
-Tensors on the device are made and freed in the order of the computing stream, which waits for a copy before it lets go
-of what is copied. `record_stream` would free them as late as the device gets there, far behind the host that allocates,
+Memory of the device is taken and freed in the order of the computing stream, which waits for a copy before it lets go
+of what is copied. `record_stream` would free it as late as the device gets there, far behind the host that allocates,
 and the memory would not become less. Pinned buffers are torch's, which keeps them for the next pass.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from core.host_memory import available_bytes
 
 DEVICES = ("cuda",)  # whose memory is not the host's
-HOST_SHARE = 0.5  # of the host's available memory that inputs may take at once
+HOST_SHARE = 0.5  # of the host's available memory that may be taken at once
+SMALLEST = 8  # parts of a layer's input: smaller tensors stay
 
 
-class _Kept:
-    """An input, on the device (`here`), in the host's memory (`there`), or in both."""
+class _Memory:
+    """The memory of a tensor and its views: on the device (`here`), in the host's (`there`), or in both."""
 
-    def __init__(self, tensor: Tensor, before: weakref.ref[_Kept] | None) -> None:
-        self.here: Tensor | None = tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.here: Tensor | None = _bytes_of(tensor)
         self.there: Tensor | None = None
         self.device = tensor.device
         self.copied: Any = None  # the event after which the last copy between both is done
-        self.before = before  # weak: where a layer before needs no gradient, nobody will ask for its input
 
     def wait(self) -> None:
         """Let the device compute on only when the copy is done."""
         if self.copied is not None:
             torch.cuda.current_stream(self.device).wait_event(self.copied)
 
+    def leave(self) -> None:
+        """Free it on the device, once it is in the host's memory."""
+        if self.there is not None:
+            self.wait()
+            self.here = None
+
+
+@dataclass
+class _Layer:
+    """What one layer keeps."""
+
+    before: weakref.ref[_Layer] | None  # weak: where a layer before needs no gradient, nobody will ask for it
+    memories: dict[int, _Memory] = field(default_factory=dict)  # by their addresses
+
+
+@dataclass(frozen=True)
+class _View:
+    """A tensor that was kept."""
+
+    layer: _Layer
+    memory: _Memory
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
 
 class Offload:
-    """Moves inputs of checkpointed layers, one leaving and one coming at a time; all of a model's layers tell it."""
+    """Moves what layers keep, one layer leaving and one coming at a time; all of a model's layers tell it."""
 
     def __init__(self) -> None:
-        self.largest = 0  # bytes of an input so far
-        self.late = 0  # inputs that came only when their layer asked, with nothing to hide behind
+        self.late = 0  # layers of which something came only when it was asked for, with nothing to hide behind
         self._is_on = self._is_backward = False
         self._stream: Any = None
+        self._taken = self._most = 0  # bytes of the host's memory in this pass, and the most of all passes
         self._forget()
 
     def _forget(self) -> None:
-        self._last: weakref.ref[_Kept] | None = None
-        self._leaving: _Kept | None = None
-        self._coming: _Kept | None = None
-
-    def has_room(self, count: int) -> bool:
-        """Whether the host's memory takes `count` more inputs; torch rounds pinned buffers up to powers of two."""
-        return count * (1 << max(0, self.largest - 1).bit_length()) <= HOST_SHARE * available_bytes()
+        self._last: weakref.ref[_Layer] | None = None
+        self._leaving: _Layer | None = None
+        self._used: _Layer | None = None  # by the backward pass now
+        self._coming: _Layer | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, inputs can move; forward and backward pass lie in it."""
+        """Inside, memory can move; forward and backward pass lie in it."""
         self._is_on = True
         try:
             yield
         finally:
             self._is_on = False
             self._settle()  # after an error, copies may still read or write what is freed now
-            self._forget()
 
-    def keeping(self, hidden: Tensor, moves: bool) -> AbstractContextManager[Any]:
+    def keeping_input(self, hidden: Tensor, moves: bool = True) -> AbstractContextManager[Any]:
         """Around `checkpoint` of a layer with the input `hidden` (B, T, D): it leaves the device if it `moves`.
 
-        A layer whose input stays has the one of the layer before fetched all the same.
+        A layer whose input stays has that of the layer before fetched all the same.
         """
-        self.largest = max(self.largest, hidden.nbytes)
+        address = hidden.data_ptr()  # what else is passed by position is shared by all layers
+        return self._keeping(lambda tensor: tensor.data_ptr() == address, moves)
+
+    def keeping_all(self, hidden: Tensor) -> AbstractContextManager[Any]:
+        """Around a layer with the input `hidden` (B, T, D): all that it keeps and that is of such a size leaves."""
+        return self._keeping(partial(_is_of_size, hidden.nbytes, hidden.device), moves=True)
+
+    def _keeping(self, chooses: Callable[[Tensor], bool], moves: bool) -> AbstractContextManager[Any]:
         if not self._is_on:
             return nullcontext()
-        return saved_tensors_hooks(partial(self._pack, hidden.data_ptr(), moves), self._unpack)
+        return saved_tensors_hooks(partial(self._pack, _Layer(None), chooses, moves), self._unpack)
 
-    def _pack(self, address: int, moves: bool, tensor: Tensor) -> _Kept | Tensor:
-        if tensor.data_ptr() != address:  # what else is passed by position is shared by all layers
+    def _pack(self, layer: _Layer, chooses: Callable[[Tensor], bool], moves: bool, tensor: Tensor) -> _View | Tensor:
+        if not chooses(tensor):
             return tensor
+        if not layer.memories:
+            self._begin(layer)
+        address = tensor.untyped_storage().data_ptr()
+        if address not in layer.memories:
+            memory = layer.memories[address] = _Memory(tensor.detach())
+            if moves:
+                self._send(memory)
+        offset = int(tensor.storage_offset())
+        return _View(layer, layer.memories[address], tensor.dtype, tensor.shape, tensor.stride(), offset)
+
+    def _begin(self, layer: _Layer) -> None:
+        """A layer keeps its first tensor: what the one before keeps has left while that computed."""
         if self._is_backward:  # the pass before this one: else its buffers are in use yet, and others would be pinned
             self._settle()
-        if self._leaving is not None:  # it did so while the last layer computed
-            self._leaving.wait()
-            self._leaving.here, self._leaving = None, None
-        hidden = tensor.detach()
-        kept = _Kept(hidden, self._last)
-        self._last = weakref.ref(kept)
-        if moves and hidden.is_contiguous():
-            self._send(kept, hidden)
-        return kept
+        for memory in self._leaving.memories.values() if self._leaving is not None else ():
+            memory.leave()
+        layer.before, self._last, self._leaving = self._last, weakref.ref(layer), layer
 
-    def _unpack(self, kept: _Kept | Tensor) -> Tensor:
+    def _unpack(self, kept: _View | Tensor) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
+        if kept.layer is not self._used:
+            self._turn_to(kept.layer)
+        here = kept.memory.here
+        assert here is not None  # as of all memories of the layer in use
+        return here.view(kept.dtype).as_strided(kept.size, kept.stride, kept.offset)
+
+    def _turn_to(self, layer: _Layer) -> None:
+        """The backward pass has come to a layer: the one behind is done with, the one before begins to come."""
         self._is_backward = True
-        here = kept.here
-        if here is None:
-            self.late += 1
-            here = self._fetch(kept)
-        kept.wait()
-        if kept.there is not None:
-            kept.here = None  # freed as soon as the layer is done with it
-        self._leaving, self._coming = (None if each is kept else each for each in (self._leaving, self._coming))
-        before = kept.before() if kept.before is not None else None
-        if before is not None and before.here is None:
+        for memory in self._used.memories.values() if self._used is not None else ():
+            memory.leave()
+        self._used = layer
+        self._leaving, self._coming = (None if each is layer else each for each in (self._leaving, self._coming))
+        self.late += self._fetch(layer)
+        for memory in layer.memories.values():
+            memory.wait()
+        if (before := layer.before() if layer.before is not None else None) is not None:
+            if self._coming is not None:  # when nobody took it, it must not be freed while it comes
+                for memory in self._coming.memories.values():
+                    memory.wait()
+            self._coming = before
             self._fetch(before)
-        return here
 
-    def _send(self, kept: _Kept, hidden: Tensor) -> None:
-        try:
-            kept.there = torch.empty(hidden.shape, dtype=hidden.dtype, device="cpu", pin_memory=hidden.is_cuda)
-        except RuntimeError:  # the host gives no more, as it may after another process took it: the input stays
+    def _send(self, memory: _Memory) -> None:
+        here = memory.here
+        assert here is not None
+        self._taken += here.nbytes
+        if self._taken > self._most and here.nbytes > HOST_SHARE * available_bytes():
             return
-        kept.copied, self._leaving = self._copy(kept.there, hidden), kept
+        try:
+            memory.there = torch.empty(here.nbytes, dtype=torch.uint8, device="cpu", pin_memory=here.is_cuda)
+        except RuntimeError:  # the host gives no more, as it may after another process took it: it stays
+            return
+        self._most = max(self._most, self._taken)
+        memory.copied = self._copy(memory.there, here)
 
-    def _fetch(self, kept: _Kept) -> Tensor:
-        if self._coming is not None:  # when nobody took it, it must not be freed while it comes
-            self._coming.wait()
-        there = kept.there
-        assert there is not None  # an input leaves the device only once it has a place there
-        kept.here = torch.empty_like(there, device=kept.device)
-        kept.copied, self._coming = self._copy(kept.here, there), kept
-        return kept.here
+    def _fetch(self, layer: _Layer) -> bool:
+        """Begin to bring a layer's memories back; whether any was away."""
+        away = [memory for memory in layer.memories.values() if memory.here is None]
+        for memory in away:
+            assert memory.there is not None  # nothing leaves the device before it has a place there
+            memory.here = torch.empty_like(memory.there, device=memory.device)
+            memory.copied = self._copy(memory.here, memory.there)
+        return bool(away)
 
     def _settle(self) -> None:
         """Wait here until all copies are done, when layers that compute are still queued behind them."""
-        self._is_backward = False
+        self._is_backward, self._taken = False, 0
         if self._stream is not None:
             self._stream.synchronize()
+        self._forget()
 
     def _copy(self, into: Tensor, source: Tensor) -> Any:
         """Copy beside what the device computes from now on; the event after which it is done."""
@@ -148,3 +201,14 @@ class Offload:
         with torch.cuda.stream(self._stream):
             into.copy_(source, non_blocking=True)
         return self._stream.record_event()
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """All of a tensor's memory."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def _is_of_size(input_bytes: int, device: torch.device, tensor: Tensor) -> bool:
+    """Whether a tensor that is kept is the layer's own, neither a parameter nor a part of what all layers use."""
+    is_own = tensor.device == device and not isinstance(tensor, nn.Parameter)
+    return is_own and tensor.nbytes * SMALLEST >= input_bytes >= tensor.untyped_storage().nbytes() / SMALLEST

@@ -3,8 +3,8 @@
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", an eighth of the layers at a time and only as many as
 must be. A fused layer gives up first what is large and cheap (`core.ops.decoder_layer.Again`): gate and up of its MLP
 are two thirds of what it keeps, and its whole forward pass is twice the work of computing them again. Other layers can
-only be computed again as a whole. At last the inputs, all that is kept then, wait in the host's
-memory (`core.offload`).
+only be computed again as a whole. What is kept then can wait in the host's memory (`core.offload`): of a fused layer on
+a GPU that is done before more is computed again, as it hides behind the computing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PARTS = 8  # of the layers, one of which gives up more at a time
 WORDS = {
     Again.LAYER: "all of {}",
     Again.ATTENTION: "the attention and the inner products of the MLP of {}",
+    Again.ASIDE: "the inner products of the MLP of {}, of which all else waits in the host's memory",
     Again.MLP: "the inner products of the MLP of {}",
 }
 
@@ -51,21 +52,18 @@ class Recompute:
     @property
     def levels(self) -> tuple[Again, ...]:
         """What the layers give up one after another."""
-        cheap = (Again.MLP, Again.ATTENTION) if self.are_fused else ()
-        moved = (Again.OFFLOAD,) if device_of(self.model).type in offload.DEVICES else ()
-        return *cheap, Again.LAYER, *moved
+        if device_of(self.model).type in offload.DEVICES:
+            return (Again.MLP, Again.ASIDE, Again.OFFLOAD) if self.are_fused else (Again.LAYER, Again.OFFLOAD)
+        return (Again.MLP, Again.ATTENTION, Again.LAYER) if self.are_fused else (Again.LAYER,)
 
     @property
     def offloads(self) -> bool:
-        """Whether inputs of layers wait in the host's memory."""
-        return Again.OFFLOAD in self.plan(self.steps)
+        """Whether something waits in the host's memory."""
+        return not {Again.ASIDE, Again.OFFLOAD}.isdisjoint(self.plan(self.steps))
 
     def more(self) -> bool:
-        """Give up a step more; False when nothing is left, or the host has no room for the inputs that move."""
+        """Give up a step more; False when nothing is left."""
         if self.steps >= self.parts * len(self.levels):
-            return False
-        now, then = (self.plan(steps).count(Again.OFFLOAD) for steps in (self.steps, self.steps + 1))
-        if then > now and not self.offload.has_room(then - now):
             return False
         self.steps += 1
         return True
@@ -84,7 +82,7 @@ class Recompute:
         keeps_random = bool(self.steps) and drops_at_random(self.model)
         plan = self.plan(self.steps)
         with ExitStack() as stack:
-            if Again.OFFLOAD in plan:
+            if self.offloads:
                 stack.enter_context(self.offload.running())
             for layer, level in zip(self.layers, plan, strict=True):
                 if level:
@@ -95,13 +93,15 @@ class Recompute:
     def _giving_up(self, layer: Any, level: Again, keeps_random: bool) -> Iterator[None]:
         own, forward = layer.__dict__.get("forward"), layer.forward
         if _is_fused(forward) and level < Again.LAYER:
-            forward.again, forward.keeps_random = level, keeps_random
+            is_aside = level == Again.ASIDE
+            given_up = (Again.MLP, keeps_random, self.offload.keeping_all) if is_aside else (level, keeps_random)
+            forward.give_up(*given_up)
             try:
                 yield
             finally:
-                forward.again = Again.NOTHING
+                forward.give_up()
             return
-        keeping = partial(self.offload.keeping, moves=level == Again.OFFLOAD)
+        keeping = partial(self.offload.keeping_input, moves=level == Again.OFFLOAD)
         layer.forward = partial(_again_later, forward, keeps_random, keeping)
         try:
             yield

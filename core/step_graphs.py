@@ -27,7 +27,7 @@ SLACK_BYTES = 2**26
 LENGTHS = 32  # that a batch can be filled up to
 LEAST_MULTIPLE = 64
 WARM_UPS = 2
-OFFLOADED = "inputs wait in the host's memory"  # whose copies run beside what is recorded
+OFFLOADED = "what layers keep waits in the host's memory"  # the copies run beside what is recorded
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
 
 

@@ -27,13 +27,14 @@ from core.ops.rope import rope
 
 
 class Again(IntEnum):
-    """What of a layer is computed again in the backward pass instead of kept: the cheapest for its memory first."""
+    """What a layer gives up, to compute it again or to have it brought back: the cheapest for its memory first."""
 
     NOTHING = 0
     MLP = 1  # gate and up
-    ATTENTION = 2  # and all of the attention
-    LAYER = 3  # and what lies between them
-    OFFLOAD = 4  # and its input waits in the host's memory
+    ASIDE = 2  # and all else it keeps waits in the host's memory
+    ATTENTION = 3  # instead of that, all of the attention is computed again
+    LAYER = 4  # and what lies between them
+    OFFLOAD = 5  # and its input waits in the host's memory
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class FusedLayer:
     ) -> Tensor:
         """Hidden states (B, T, D) to hidden states; `keeps_random` where something is dropped at random."""
         given = hidden, self.attention, position_embeddings, mask, options
-        if again >= Again.ATTENTION and torch.is_grad_enabled():
+        if again == Again.ATTENTION and torch.is_grad_enabled():
             hidden = checkpoint(_attention, *given, use_reentrant=False, preserve_rng_state=keeps_random)
         else:
             hidden = _attention(*given)

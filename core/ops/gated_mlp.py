@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.ops.gating import Activation, gate_backward, gate_forward, gate_reference
 from core.ops.group import Group, Kept, scaled
+from core.ops.lora_gate import around_of, joins, lora_gate_backward, lora_gate_forward
 from core.ops.output_linear import end_branch
 from core.ops.precision import compute_dtype
 from core.ops.rms_norm import Norm, norm_again, norm_backward, norm_forward, rms_norm_reference
@@ -61,11 +62,18 @@ class _GatedMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, mlp: GatedMLP, keeps_inner: bool, *parameters: Tensor) -> Tensor:
         rows, wide = x.reshape(-1, x.shape[-1]), compute_dtype(x)
         h, rstd = norm_forward(rows, mlp.norm, wide)
-        outputs, inner = mlp.inner.forward(h)
+        joined = joins(mlp.inner, mlp.outer, mlp.activation, h)
+        outputs, inner = mlp.inner.forward(h, is_bare=joined)
         del h
-        gated = gate_forward(*halves(outputs), mlp.activation)
-        y, outer, post_kept = end_branch(gated, rows, mlp.outer, mlp.post)
-        ctx.mlp, ctx.dtype, ctx.shape, ctx.keeps_inner = mlp, wide, x.shape, keeps_inner
+        smalls = None  # of the layer behind
+        if joined:
+            around = around_of(inner, mlp.outer.factors(wide))
+            gated, small = lora_gate_forward(*halves(outputs), around, mlp.activation)
+            smalls = [small]
+        else:
+            gated = gate_forward(*halves(outputs), mlp.activation)
+        y, outer, post_kept = end_branch(gated, rows, mlp.outer, mlp.post, smalls)
+        ctx.mlp, ctx.dtype, ctx.shape, ctx.keeps_inner, ctx.joined = mlp, wide, x.shape, keeps_inner, joined
         pairs = zip(mlp.inner.projections, outputs, strict=True)
         plain = [own.to(x.dtype) for each, own in pairs if not each.is_dora and keeps_inner]
         inner = inner if keeps_inner else inner.without_products()
@@ -86,8 +94,8 @@ class _GatedMLP(torch.autograd.Function):
         flat = residual.to(ctx.dtype)
         if mlp.post is not None:
             flat = norm_backward(flat, y.to(ctx.dtype), y_rstd, mlp.post)
-        kept, own = mlp.outer.unpack((*outer, *parameters[middle:]))
-        passed = mlp.outer.backward(kept, [flat], own, wants[3 + middle :])
+        kept_outer, own = mlp.outer.unpack((*outer, *parameters[middle:]))
+        behind = mlp.outer.backward(kept_outer, [flat], own, wants[3 + middle :])
         kept, own = mlp.inner.unpack((*inner, *parameters[:middle]), ctx.keeps_inner)
         needs_h = mlp.inner.needs_input(wants[3 : 3 + middle])
         h = None
@@ -95,15 +103,25 @@ class _GatedMLP(torch.autograd.Function):
             outputs = _outputs_again(mlp.inner, outputs, kept, ctx.dtype)
         else:
             h = norm_again(rows, rstd, mlp.norm, ctx.dtype)
-            outputs, kept = mlp.inner.again(h, kept)
+            outputs, kept = mlp.inner.again(h, kept, ctx.joined)
             h = h if needs_h else None
-        gated, d_e, d_u = gate_backward(passed.of_input(), *halves(outputs), mlp.activation)
-        del outputs
-        found_outer = passed.of_parameters(gated)
-        del gated, passed
+        d_gated = behind.of_input(ctx.joined)
+        of_b: list[Tensor] = []
+        if ctx.joined:
+            around = around_of(kept, kept_outer.factors)
+            d_e, d_u, of_a, *of_b = lora_gate_backward(d_gated, *halves(outputs), around, behind.joined, mlp.activation)
+            behind.take_a([of_a])
+            found_outer = behind.of_parameters(None)
+        else:
+            gated, d_e, d_u = gate_backward(d_gated, *halves(outputs), mlp.activation)
+            found_outer = behind.of_parameters(gated)
+            del gated
+        del outputs, d_gated, behind
         inner_gradients = [d_e, d_u] if len(mlp.inner.projections) == 2 else [torch.cat([d_e, d_u], dim=-1)]
         del d_e, d_u
         passed = mlp.inner.backward(kept, inner_gradients, own, wants[3 : 3 + middle])
+        if ctx.joined:
+            passed.take_b(of_b)
         if needs_h and h is None:
             h = norm_again(rows, rstd, mlp.norm, ctx.dtype)
         found_inner = passed.of_parameters(h)

@@ -77,26 +77,31 @@ class Group:
             start += count
         return Kept(*parts), tuple(tensors[start:])
 
-    def forward(self, h: Tensor, residual: Tensor | None = None) -> tuple[list[Tensor], Kept]:
-        """The outputs (N, out) of rows h (N, in); `residual` (N, out) is added to the only one."""
+    def forward(
+        self, h: Tensor, residual: Tensor | None = None, smalls: Sequence[Tensor] | None = None, is_bare: bool = False
+    ) -> tuple[list[Tensor], Kept]:
+        """The outputs (N, out) of rows h (N, in); `residual` (N, out) is added to the only one.
+
+        `smalls` are the S where they are known already; `is_bare` leaves the small products S B^T to the caller.
+        """
         seeds = [seed for each in self.projections if (seed := each.draw_seed(h)) is not None]
-        factors = self._factors(h.dtype)
-        smalls = self._smalls(h, seeds, factors)
+        factors = self.factors(h.dtype)
+        smalls = self._smalls(h, seeds, factors) if smalls is None else smalls
         lengths = [each.norms() for each in self.scaled]
         gains = [each.parameters[2].detach() / length for each, length in zip(self.scaled, lengths, strict=True)]
         kept = Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), tuple(gains), ())
-        return self._outputs(h, kept, residual)
+        return self._outputs(h, kept, residual, is_bare)
 
-    def again(self, h: Tensor, kept: Kept) -> tuple[list[Tensor], Kept]:
+    def again(self, h: Tensor, kept: Kept, is_bare: bool = False) -> tuple[list[Tensor], Kept]:
         """The outputs of a forward pass without residual once more, bit for bit, whatever was dropped from h in it."""
-        return self._outputs(h, kept, None)
+        return self._outputs(h, kept, None, is_bare)
 
-    def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None) -> tuple[list[Tensor], Kept]:
+    def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None, is_bare: bool) -> tuple[list[Tensor], Kept]:
         outputs: list[Tensor] = []
         products: list[Tensor] = []
         small, factor, gain = iter(kept.smalls), iter(kept.factors[1:]), iter(kept.gains)
         for each in self.projections:
-            own = (next(small), next(factor)) if each.adapter is not None else None
+            own = (next(small), next(factor)) if each.adapter is not None and not is_bare else None
             if each.is_dora:
                 products.append(_product(each, h, own, None))
                 outputs.append(scaled(each, products[-1], next(gain), residual))
@@ -104,7 +109,7 @@ class Group:
                 outputs.append(_product(each, h, own, _start(each, h.dtype, residual)))
         return outputs, replace(kept, products=tuple(products))
 
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """`Kept.factors`: those that were made ahead, unless a parameter has changed since, or made now."""
         if not self.adapted:
             return ()
@@ -160,13 +165,15 @@ class GroupGradients:
             torch.mm(self.inner[index], b, out=part)
         return joined
 
-    def of_input(self) -> Tensor:
-        """sum of drop(dS (s A)) + dy W, (N, in): the small products first, as in the forward pass."""
+    def of_input(self, is_bare: bool = False) -> Tensor:
+        """sum of drop(dS (s A)) + dy W, (N, in): the small products first, as in the forward pass, unless `is_bare`."""
         dtype = self.inner[0].dtype
         total: Tensor | None = None
-        if self.joined is not None and not self.kept.seeds:
+        if self.joined is None or is_bare:
+            pass
+        elif not self.kept.seeds:
             total = self.joined @ self.kept.factors[0]
-        elif self.joined is not None:
+        else:
             drawn = iter(self.kept.seeds)
             ranks = self.group.ranks
             pairs = zip(torch.split(self.joined, ranks, dim=1), torch.split(self.kept.factors[0], ranks), strict=True)
@@ -180,10 +187,22 @@ class GroupGradients:
         assert total is not None
         return total
 
-    def of_parameters(self, h: Tensor | None) -> list[Tensor | None]:
-        """Those of every A, B and m in turn, None where nothing trains; h (N, in) may be None when no A does."""
-        for (index, place, _), small in zip(self._adapted(), self.kept.smalls, strict=True):
+    def take_a(self, gradients: Sequence[Tensor]) -> None:
+        """Those of every A without its s, (r, in) each, which the caller has worked out."""
+        for place, scale, gradient in zip(self.group.places, self.group.scales, gradients, strict=True):
+            if self.wants[place]:
+                self.found[place] = gradient.to(self.parameters[place].dtype).mul_(scale)
+
+    def take_b(self, gradients: Sequence[Tensor]) -> None:
+        """Those of every B, (out, r) each, which the caller has worked out."""
+        for place, gradient in zip(self.group.places, gradients, strict=True):
             if self.wants[place + 1]:
+                self.found[place + 1] = gradient.to(self.parameters[place + 1].dtype)
+
+    def of_parameters(self, h: Tensor | None) -> list[Tensor | None]:
+        """Those of every A, B and m in turn, None where nothing trains; h (N, in) may be None when no A asks for it."""
+        for (index, place, _), small in zip(self._adapted(), self.kept.smalls, strict=True):
+            if self.wants[place + 1] and self.found[place + 1] is None:
                 self.found[place + 1] = wide_product(self.inner[index].T, small, self.parameters[place + 1].dtype)
         if h is not None and self.group.needs_input(self.wants):
             for place, gradient in zip(self.group.places, self._of_a(h), strict=True):

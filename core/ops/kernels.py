@@ -11,10 +11,13 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from shutil import which
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from core.ops.lora_gate import Around
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,16 @@ class Kernels(Protocol):
 
     def gate_backward(self, gradient: Tensor, e: Tensor, u: Tensor, is_silu: bool) -> tuple[Tensor, Tensor, Tensor]:
         """`gating.gate_backward`."""
+        ...
+
+    def lora_gate_forward(self, e: Tensor, u: Tensor, around: Around, is_silu: bool) -> tuple[Tensor, Tensor]:
+        """`lora_gate.lora_gate_forward`, for silu or gelu with tanh."""
+        ...
+
+    def lora_gate_backward(
+        self, gradient: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, is_silu: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`lora_gate.lora_gate_backward`."""
         ...
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:

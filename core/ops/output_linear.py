@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,13 +26,15 @@ def output_linear(x: Tensor, residual: Tensor, group: Group, post: Norm | None =
     return made
 
 
-def end_branch(rows: Tensor, residual: Tensor, group: Group, post: Norm | None) -> tuple[Tensor, Any, list[Tensor]]:
+def end_branch(
+    rows: Tensor, residual: Tensor, group: Group, post: Norm | None, smalls: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Any, list[Tensor]]:
     """(the sum (N, out), what the group kept, what the norm after it keeps: its input and rstd) of rows (N, in)."""
     wide = residual.to(rows.dtype)
     if post is None:
-        (y,), kept = group.forward(rows, wide)
+        (y,), kept = group.forward(rows, wide, smalls)
         return y.to(residual.dtype), kept, []
-    (y,), kept = group.forward(rows)
+    (y,), kept = group.forward(rows, None, smalls)
     normed, rstd = norm_forward(y, post, y.dtype)
     return normed.add_(wide).to(residual.dtype), kept, [y.to(residual.dtype), rstd]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from core.ops.normed_linear import normed_linear
 from core.ops.precision import compute_dtype
 from core.ops.recognition import UnfitError, read_layer, read_projection
 
+Keeping = Callable[[Tensor], AbstractContextManager[Any]]
+
 
 class LayerStandIn:
     """A decoder layer's fused form, read anew whenever other adapters are active on it or its mode has changed."""
@@ -24,8 +27,12 @@ class LayerStandIn:
     def __init__(self, layer: nn.Module) -> None:
         self.layer, self.original = layer, layer.forward
         self.leads: Sequence[Group] = ()  # whose factors this layer, the first of some, has made for all
-        self.again, self.keeps_random = Again.NOTHING, False  # set by whoever is short of memory
         self.refresh()
+        self.give_up()
+
+    def give_up(self, again: Again = Again.NOTHING, keeps_random: bool = False, keeping: Keeping = nullcontext) -> None:
+        """Compute this again backward, and what is kept in the context that `keeping` makes of the input."""
+        self.again, self.keeps_random, self.keeping = again, keeps_random, keeping
 
     def refresh(self) -> None:
         """Read the layer as it is now."""
@@ -65,7 +72,9 @@ class LayerStandIn:
             )  # fmt: skip
         if self.leads:
             make_ahead(self.leads, compute_dtype(hidden_states))
-        return self.fused(hidden_states, position_embeddings, attention_mask, self.again, self.keeps_random, **options)
+        given = hidden_states, position_embeddings, attention_mask, self.again, self.keeps_random
+        with self.keeping(hidden_states):
+            return self.fused(*given, **options)
 
 
 def _seen(modules: list[nn.Module]) -> tuple[Any, ...]:

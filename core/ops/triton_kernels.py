@@ -12,7 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.ops.triton_products import TILE, blocks_of
+from core.ops.triton_gate import gate_backward as gate_backward
+from core.ops.triton_gate import gate_forward as gate_forward
+from core.ops.triton_gate import lora_gate_backward as lora_gate_backward
+from core.ops.triton_gate import lora_gate_forward as lora_gate_forward
+from core.ops.triton_products import TILE
 from core.ops.triton_products import add_product as add_product
 from core.ops.triton_products import row_lengths as row_lengths
 from core.ops.triton_products import scale_back as scale_back
@@ -57,51 +61,6 @@ def _norm_backward(  # type: ignore[no-untyped-def]
     if HAS_RESIDUAL:
         d_x += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(made + place, d_x.to(made.dtype.element_ty), mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _activate(e, IS_SILU: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(act(e), act'(e)) for silu, or gelu with tanh."""
-    if IS_SILU:
-        sigmoid = 1.0 / (1.0 + tl.exp(-e))
-        value = e * sigmoid
-        slope = sigmoid * (1.0 + e * (1.0 - sigmoid))
-    else:
-        inner = 0.7978845608028654 * (e + 0.044715 * e * e * e)
-        tanh = 2.0 / (1.0 + tl.exp(-2.0 * inner)) - 1.0
-        value = 0.5 * e * (1.0 + tanh)
-        slope = 0.5 * (1.0 + tanh) + 0.5 * e * (1.0 - tanh * tanh) * 0.7978845608028654 * (1.0 + 0.134145 * e * e)
-    return value, slope
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _gate_forward(  # type: ignore[no-untyped-def]
-    e, u, made, width, e_stride, u_stride, IS_SILU: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    gate = tl.load(e + row * e_stride + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(u + row * u_stride + column, mask=inside, other=0.0).to(tl.float32)
-    value, _ = _activate(gate, IS_SILU)
-    tl.store(made + row * width + column, (value * up).to(made.dtype.element_ty), mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _gate_backward(  # type: ignore[no-untyped-def]
-    gradient, e, u, d_e, d_u, width, e_stride, u_stride, IS_SILU: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    place = row * width + column
-    g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(e + row * e_stride + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(u + row * u_stride + column, mask=inside, other=0.0).to(tl.float32)
-    value, slope = _activate(gate, IS_SILU)
-    tl.store(d_e + place, (g * up * slope).to(d_e.dtype.element_ty), mask=inside)
-    tl.store(d_u + place, (g * value).to(d_u.dtype.element_ty), mask=inside)
-    tl.store(gradient + place, (value * up).to(gradient.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -209,23 +168,6 @@ def norm_backward(
         gradient, x, rstd, weight, added, made, len(x), x.shape[1], offset, HAS_RESIDUAL=residual is not None, **tile
     )
     return made
-
-
-def gate_forward(e: Tensor, u: Tensor, is_silu: bool) -> Tensor:
-    """`gating.gate_forward`."""
-    made = torch.empty(e.shape, dtype=e.dtype, device=e.device)
-    grid, tile = blocks_of(e)
-    _gate_forward[grid](e, u, made, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
-    return made
-
-
-def gate_backward(gradient: Tensor, e: Tensor, u: Tensor, is_silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """`gating.gate_backward`: act(e) u is written over the gradient."""
-    gradient = gradient.contiguous()
-    d_e, d_u = torch.empty_like(gradient), torch.empty_like(gradient)
-    grid, tile = blocks_of(e)
-    _gate_backward[grid](gradient, e, u, d_e, d_u, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
-    return gradient, d_e, d_u
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from core import loss
 from core.adapters.dora import row_lengths
-from core.ops import dropout, gating, rms_norm, rope
+from core.ops import dropout, gating, lora_gate, rms_norm, rope
 from core.ops.fast_path import FastPath
 from core.ops.kernels import kernels_for
 from core.quantize.model import quantize_model
@@ -60,6 +61,33 @@ def test_gate_kernels(dtype: torch.dtype, activation: gating.Activation) -> None
     gated, *found = gating.gate_backward(g.clone(), e, u, activation)
     for one, other in zip([gated, *found], [expected, *wanted], strict=True):
         torch.testing.assert_close(one.float(), other, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("activation", [gating.SILU, gating.GELU_TANH], ids=lambda each: each.name)
+@pytest.mark.parametrize("ranks", [(3, 5, 16), (16, 16, 16), (32, 8, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 300), (2100, 1024)], ids=str)
+def test_gate_kernels_with_small_products(
+    dtype: torch.dtype, activation: gating.Activation, ranks: tuple[int, int, int], shape: tuple[int, int]
+) -> None:
+    rows, width = shape
+    small_e, small_u = numbers(rows, ranks[0] + ranks[1], dtype=dtype).split(ranks[:2], dim=1)
+    factors = [0.3 * numbers(*size, dtype=dtype) for size in ((width, ranks[0]), (width, ranks[1]), (ranks[2], width))]
+    around = lora_gate.Around(small_e, small_u, *factors)
+    e, u, g = (numbers(rows, width, dtype=dtype) for _ in range(3))
+    d_small = numbers(rows, ranks[2], dtype=dtype)
+    exact = lora_gate.Around(*(getattr(around, each.name).double() for each in fields(around)))  # has no kernel
+    wide = e.double(), u.double(), exact
+    wanted = (
+        *lora_gate.lora_gate_forward(*wide, activation),
+        *lora_gate.lora_gate_backward(g.double(), *wide, d_small.double(), activation),
+    )
+    found = (
+        *lora_gate.lora_gate_forward(e, u, around, activation),
+        *lora_gate.lora_gate_backward(g.clone(), e, u, around, d_small, activation),
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.double() - other).norm() <= {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype] * other.norm()
 
 
 @pytest.mark.parametrize("dtype", CLOSE)

@@ -84,7 +84,7 @@ def make_model(kind: str, size: int) -> Any:
              for name, value in (("layers", layers), ("attention_heads", HEADS), ("ffn_dim", INNER))}  # fmt: skip
     return BartForConditionalGeneration(BartConfig(
         **ends, **shape, dropout=DROPOUT[kind], max_position_embeddings=256, bos_token_id=2, decoder_start_token_id=1,
-        forced_eos_token_id=None,
+        forced_eos_token_id=None, init_std=WIDTH**-0.5,
     ))  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from core.config import AdapterConfig
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.gating import SILU
 from core.ops.group import Group
+from core.ops.lora_gate import joins
 from core.ops.normed_linear import normed_linear, normed_linear_reference
 from core.ops.output_linear import output_linear, output_linear_reference
 from core.ops.recognition import read_projection
@@ -80,6 +81,21 @@ def test_a_whole_mlp(method: str, post: Norm | None, sizes: list[tuple[int, int]
     mlp = GatedMLP(NORM, layers(method, *sizes), layers(method, (20, WIDTH)), SILU, post)
     x = rows()
     same([gated_mlp(x, mlp)], [mlp.reference(x)], [x, *mlp.parameters])
+
+
+@pytest.mark.parametrize("method", ["lora", "lora_fa"])
+@pytest.mark.parametrize("post", [None, NORM], ids=["bare", "normed"])
+@pytest.mark.parametrize("keeps_inner", [True, False])
+def test_an_mlp_whose_gate_takes_the_small_products_over(
+    method: str, post: Norm | None, keeps_inner: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA devices, here with the plain form of what the kernels compute."""
+    inner, outer = layers(method, (WIDTH, 20), (WIDTH, 20), bias=False), layers(method, (20, WIDTH))
+    mlp = GatedMLP(NORM, inner, outer, SILU, post)
+    assert not joins(inner, outer, SILU, rows())
+    monkeypatch.setattr("core.ops.gated_mlp.joins", lambda *_: True)
+    x = rows()
+    same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.parameters])
 
 
 @pytest.mark.parametrize("form", [normed_linear, normed_linear_reference])

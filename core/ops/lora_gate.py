@@ -1,0 +1,81 @@
+"""The gate of an MLP together with the small products of the LoRA layers around it: gate and up before it, down behind.
+
+gated = act(e + S_e B_e^T) * (u + S_u B_u^T), and S = gated (s A)^T for the layer behind. e and u (N, F) are by far the
+widest tensors of a step, and every small product by itself would read or write one of them once more: the Triton
+kernels do all of them in the pass that the gate takes anyway. So e and u are kept without their small products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.ops.gating import GELU, Activation, gate_backward, gate_forward
+from core.ops.group import Group, Kept
+from core.ops.kernels import kernels_for
+
+WIDEST_RANK = 32  # whose sums the kernels hold in registers
+DTYPES = (torch.bfloat16, torch.float16)  # for which there are fast products of small tiles
+
+
+@dataclass(frozen=True)
+class Around:
+    """The factors of the three small products."""
+
+    small_e: Tensor  # S (N, r) of the gate's layer
+    small_u: Tensor  # S (N, r) of up's
+    b_e: Tensor  # B (F, r)
+    b_u: Tensor
+    a: Tensor  # s A (r, F) of the layer behind
+
+
+def around_of(inner: Kept, outer: Sequence[Tensor]) -> Around:
+    """From what gate and up keep, and the factors of the layer behind."""
+    (small_e, small_u), (_, b_e, b_u), (a, *_) = inner.smalls, inner.factors, outer
+    return Around(small_e, small_u, b_e, b_u, a)
+
+
+def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool:
+    """Whether the kernels can take the small products over: three plain LoRA layers, nothing dropped, no biases."""
+    groups = inner, outer
+    layers = [each for group in groups for each in group.projections]
+    return (
+        kernels_for(h) is not None
+        and h.dtype in DTYPES
+        and activation is not GELU
+        and [len(group.projections) for group in groups] == [len(group.adapted) for group in groups] == [2, 1]
+        and not any(group.dropping or group.scaled for group in groups)
+        and all(each.bias is None for each in inner.projections)
+        and max(each.rank for each in layers) <= WIDEST_RANK
+    )
+
+
+def lora_gate_forward(e: Tensor, u: Tensor, around: Around, activation: Activation) -> tuple[Tensor, Tensor]:
+    """(gated (N, F), S (N, r) of the layer behind) of e and u (N, F) without their small products."""
+    if (fast := kernels_for(e)) is not None:
+        return fast.lora_gate_forward(e, u, around, activation.name == "silu")
+    whole_e, whole_u = _whole(e, u, around)
+    gated = gate_forward(whole_e, whole_u, activation)
+    return gated, gated @ around.a.T
+
+
+def lora_gate_backward(
+    gradient: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, activation: Activation
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of e and u (N, F), of A without its s (r, F), and of both B (F, r).
+
+    `gradient` (N, F), which is overwritten, is that of gated without the share that comes through S, whose own
+    gradient is `d_small` (N, r).
+    """
+    if (fast := kernels_for(e)) is not None:
+        return fast.lora_gate_backward(gradient, e, u, around, d_small, activation.name == "silu")
+    whole_e, whole_u = _whole(e, u, around)
+    gated, d_e, d_u = gate_backward(torch.addmm(gradient, d_small, around.a), whole_e, whole_u, activation)
+    return d_e, d_u, d_small.T @ gated, d_e.T @ around.small_e, d_u.T @ around.small_u
+
+
+def _whole(e: Tensor, u: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+    return torch.addmm(e, around.small_e, around.b_e.T), torch.addmm(u, around.small_u, around.b_u.T)

@@ -1,0 +1,232 @@
+"""The gate of an MLP as Triton kernels, alone and with the small products of the LoRA layers around it.
+
+Sums over columns or rows are formed in a few parts, always the same ones, which one more pass adds up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from core.ops.triton_products import blocks_of
+
+if TYPE_CHECKING:
+    from core.ops.lora_gate import Around
+
+FORWARD_TILE = {"ROWS": 64, "BLOCK": 128, "num_warps": 4}  # the fastest of some sizes on an H200, as are the others
+BACKWARD_TILE = {"ROWS": 32, "BLOCK": 64, "num_warps": 4}
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 1024, 2048  # that a pass is divided into at least, where there is so much
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _activate(e, IS_SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(act(e), act'(e)) for silu, or gelu with tanh."""
+    if IS_SILU:
+        sigmoid = 1.0 / (1.0 + tl.exp(-e))
+        value = e * sigmoid
+        slope = sigmoid * (1.0 + e * (1.0 - sigmoid))
+    else:
+        inner = 0.7978845608028654 * (e + 0.044715 * e * e * e)
+        tanh = 2.0 / (1.0 + tl.exp(-2.0 * inner)) - 1.0
+        value = 0.5 * e * (1.0 + tanh)
+        slope = 0.5 * (1.0 + tanh) + 0.5 * e * (1.0 - tanh * tanh) * 0.7978845608028654 * (1.0 + 0.134145 * e * e)
+    return value, slope
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_forward(  # type: ignore[no-untyped-def]
+    e, u, made, width, e_stride, u_stride, IS_SILU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(e + row * e_stride + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(u + row * u_stride + column, mask=inside, other=0.0).to(tl.float32)
+    value, _ = _activate(gate, IS_SILU)
+    tl.store(made + row * width + column, (value * up).to(made.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_backward(  # type: ignore[no-untyped-def]
+    gradient, e, u, d_e, d_u, width, e_stride, u_stride, IS_SILU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    place = row * width + column
+    g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(e + row * e_stride + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(u + row * u_stride + column, mask=inside, other=0.0).to(tl.float32)
+    value, slope = _activate(gate, IS_SILU)
+    tl.store(d_e + place, (g * up * slope).to(d_e.dtype.element_ty), mask=inside)
+    tl.store(d_u + place, (g * value).to(d_u.dtype.element_ty), mask=inside)
+    tl.store(gradient + place, (value * up).to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _small(pointer, row, rows, rank, stride, RANK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows of an S, or columns of a B: (len(row), RANK), zeros beyond the rank."""
+    r = tl.arange(0, RANK)[None, :]
+    return tl.load(pointer + row[:, None] * stride + r, mask=(row < rows)[:, None] & (r < rank), other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _lora_gate_forward(  # type: ignore[no-untyped-def]
+    e, u, small_e, small_u, b_e, b_u, a, gated, sums, rows, width, rank_e, rank_u, rank_a,
+    stride_e, stride_u, steps, IS_SILU: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    left_e = _small(small_e, row, rows, rank_e, stride_e, RANK)
+    left_u = _small(small_u, row, rows, rank_u, stride_u, RANK)
+    r = tl.arange(0, RANK)
+    total = tl.zeros((ROWS, RANK), dtype=tl.float32)
+    for step in range(steps):
+        column = (tl.program_id(1) * steps + step) * BLOCK + tl.arange(0, BLOCK)
+        inside = (row < rows)[:, None] & (column < width)[None, :]
+        place = row[:, None] * width + column[None, :]
+        gate = tl.load(e + place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(u + place, mask=inside, other=0.0).to(tl.float32)
+        right_e = tl.trans(_small(b_e, column, width, rank_e, rank_e, RANK))
+        right_u = tl.trans(_small(b_u, column, width, rank_u, rank_u, RANK))
+        gate = tl.dot(left_e, right_e, gate, input_precision="ieee")
+        up = tl.dot(left_u, right_u, up, input_precision="ieee")
+        value, _ = _activate(gate, IS_SILU)
+        made = (value * up).to(gated.dtype.element_ty)
+        tl.store(gated + place, made, mask=inside)
+        known = (column < width)[:, None] & (r < rank_a)[None, :]
+        behind = tl.load(a + r[None, :] * width + column[:, None], mask=known, other=0.0)
+        total = tl.dot(made, behind, total, input_precision="ieee")
+    target = (tl.program_id(1) * rows + row)[:, None] * rank_a + r[None, :]
+    tl.store(sums + target, total, mask=(row < rows)[:, None] & (r < rank_a)[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _lora_gate_backward(  # type: ignore[no-untyped-def]
+    gradient, e, u, small_e, small_u, d_small, b_e, b_u, a, d_u, sums_a, sums_e, sums_u, rows, width,
+    rank_e, rank_u, rank_a, stride_e, stride_u, stride_a, steps, IS_SILU: tl.constexpr, RANK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # Tiles stand on their side, (BLOCK, ROWS): so what one product gives is what the next one takes, in the registers.
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    r = tl.arange(0, RANK)
+    left_e = _small(b_e, column, width, rank_e, rank_e, RANK)
+    left_u = _small(b_u, column, width, rank_u, rank_u, RANK)
+    of_a = (column < width)[:, None] & (r < rank_a)[None, :]
+    left_a = tl.load(a + r[None, :] * width + column[:, None], mask=of_a, other=0.0)
+    total_a = tl.zeros((BLOCK, RANK), dtype=tl.float32)
+    total_e = tl.zeros((BLOCK, RANK), dtype=tl.float32)
+    total_u = tl.zeros((BLOCK, RANK), dtype=tl.float32)
+    for step in range(steps):
+        row = ((tl.program_id(1) * steps + step) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        inside = (column < width)[:, None] & (row < rows)[None, :]
+        place = row[None, :] * width + column[:, None]
+        g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(e + place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(u + place, mask=inside, other=0.0).to(tl.float32)
+        right_a = _small(d_small, row, rows, rank_a, stride_a, RANK)
+        right_e = _small(small_e, row, rows, rank_e, stride_e, RANK)
+        right_u = _small(small_u, row, rows, rank_u, stride_u, RANK)
+        g = tl.dot(left_a, tl.trans(right_a), g, input_precision="ieee")
+        gate = tl.dot(left_e, tl.trans(right_e), gate, input_precision="ieee")
+        up = tl.dot(left_u, tl.trans(right_u), up, input_precision="ieee")
+        value, slope = _activate(gate, IS_SILU)
+        made = (value * up).to(d_u.dtype.element_ty)
+        of_e = (g * up * slope).to(d_u.dtype.element_ty)
+        of_u = (g * value).to(d_u.dtype.element_ty)
+        tl.store(gradient + place, of_e, mask=inside)
+        tl.store(d_u + place, of_u, mask=inside)
+        total_a = tl.dot(made, right_a, total_a, input_precision="ieee")
+        total_e = tl.dot(of_e, right_e, total_e, input_precision="ieee")
+        total_u = tl.dot(of_u, right_u, total_u, input_precision="ieee")
+    part = tl.program_id(1).to(tl.int64) * width
+    tl.store(sums_a + part * rank_a + r[None, :] * width + column[:, None], total_a, mask=of_a)
+    turned = (part + column)[:, None]
+    known, r = (column < width)[:, None], r[None, :]
+    tl.store(sums_e + turned * rank_e + r, total_e, mask=known & (r < rank_e))
+    tl.store(sums_u + turned * rank_u + r, total_u, mask=known & (r < rank_u))
+
+
+def gate_forward(e: Tensor, u: Tensor, is_silu: bool) -> Tensor:
+    """`gating.gate_forward`."""
+    made = torch.empty(e.shape, dtype=e.dtype, device=e.device)
+    grid, tile = blocks_of(e)
+    _gate_forward[grid](e, u, made, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
+    return made
+
+
+def gate_backward(gradient: Tensor, e: Tensor, u: Tensor, is_silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`gating.gate_backward`: act(e) u is written over the gradient."""
+    gradient = gradient.contiguous()
+    d_e, d_u = torch.empty_like(gradient), torch.empty_like(gradient)
+    grid, tile = blocks_of(e)
+    _gate_backward[grid](gradient, e, u, d_e, d_u, e.shape[1], e.stride(0), u.stride(0), IS_SILU=is_silu, **tile)
+    return gradient, d_e, d_u
+
+
+def lora_gate_forward(e: Tensor, u: Tensor, around: Around, is_silu: bool) -> tuple[Tensor, Tensor]:
+    """`lora_gate.lora_gate_forward`."""
+    rows, width = e.shape
+    ranks, tile = _ranks(around), FORWARD_TILE
+    down, across = triton.cdiv(rows, tile["ROWS"]), triton.cdiv(width, tile["BLOCK"])
+    steps = _steps(across, down, FORWARD_PROGRAMS)
+    parts = triton.cdiv(across, steps)
+    gated = torch.empty_like(e)
+    sums = torch.empty(parts, rows, ranks[2], dtype=torch.float32, device=e.device)
+    small_e, small_u, *others = _factors(around)
+    _lora_gate_forward[down, parts](
+        e.contiguous(), u.contiguous(), small_e, small_u, *others, gated, sums, rows, width, *ranks,
+        small_e.stride(0), small_u.stride(0), steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
+    )  # fmt: skip
+    return gated, sums.sum(0).to(e.dtype)
+
+
+def lora_gate_backward(
+    gradient: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, is_silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`lora_gate.lora_gate_backward`: the gradient of e is written over that of gated."""
+    rows, width = e.shape
+    ranks, tile = _ranks(around), BACKWARD_TILE
+    down, across = triton.cdiv(rows, tile["ROWS"]), triton.cdiv(width, tile["BLOCK"])
+    steps = _steps(down, across, BACKWARD_PROGRAMS)
+    parts = triton.cdiv(down, steps)
+    gradient, d_u = gradient.contiguous(), torch.empty_like(e)
+    shapes = (ranks[2], width), (width, ranks[0]), (width, ranks[1])
+    sums = [torch.empty(parts, *shape, dtype=torch.float32, device=e.device) for shape in shapes]
+    small_e, small_u, *others = _factors(around)
+    d_small = _side_by_side(d_small)
+    strides = [small.stride(0) for small in (small_e, small_u, d_small)]
+    _lora_gate_backward[across, parts](
+        gradient, e.contiguous(), u.contiguous(), small_e, small_u, d_small, *others, d_u, *sums,
+        rows, width, *ranks, *strides, steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
+    )  # fmt: skip
+    d_a, d_b_e, d_b_u = (part.sum(0) for part in sums)
+    return gradient, d_u, d_a, d_b_e, d_b_u
+
+
+def _factors(around: Around) -> list[Tensor]:
+    """In the order of the kernels' arguments."""
+    smalls = [_side_by_side(around.small_e), _side_by_side(around.small_u)]
+    return [*smalls, around.b_e.contiguous(), around.b_u.contiguous(), around.a.contiguous()]
+
+
+def _side_by_side(small: Tensor) -> Tensor:
+    """An S whose rows may lie apart, as parts of a wider one do, but not their numbers."""
+    return small if small.stride(1) == 1 else small.contiguous()
+
+
+def _ranks(around: Around) -> list[int]:
+    return [around.b_e.shape[1], around.b_u.shape[1], around.a.shape[0]]
+
+
+def _filled(ranks: list[int]) -> int:
+    filled: int = triton.next_power_of_2(max(ranks))
+    return max(16, filled)
+
+
+def _steps(along: int, others: int, programs: int) -> int:
+    """Tiles of one program, of so many along its way, while `others` programs go beside it."""
+    return -(-along // max(1, min(along, programs // others)))
