@@ -146,7 +146,9 @@ class Trainer:
         while not self.is_finished:
             started = time.perf_counter()
             with self._training():
-                metrics = self._train_step()
+                rate, outcome, summed = self._train_step()
+            grad_norm, *losses = self._checked(outcome, summed)  # waits for the device, once all else is done
+            self.step += 1
             seconds = time.perf_counter() - started
             eval_loss = self.evaluate() if self._is_due(self.plan.eval_every) else None
             is_best = self._remember(eval_loss)
@@ -154,12 +156,18 @@ class Trainer:
                 step=self.step,
                 total_steps=self.total_steps,
                 epoch=self.step / self.plan.steps_per_epoch,
-                **metrics,
+                loss=sum(losses) / summed.trained,
+                learning_rate=rate,
+                grad_norm=grad_norm,
+                tokens=summed.tokens,
+                positions=summed.positions,
+                trained_tokens=summed.trained,
                 seconds=seconds,
                 eval_loss=eval_loss,
                 is_best=is_best,
                 save=is_best or self.is_finished or self._is_due(self.plan.save_every),
                 stopped_early=self.stopped_early,
+                notes=self._taken_notes(summed.notes),
             )
 
     @contextmanager
@@ -201,8 +209,10 @@ class Trainer:
             loss, self.scores = measure_batches(self.task, self.model, batches, trained)
         return loss
 
-    def _train_step(self) -> dict[str, Any]:
+    def _train_step(self) -> tuple[float, Tensor, Summed]:
         """One update from one batch of rows, of which the gradients are summed over micro-batches.
+
+        Returns the learning rate, `_outcome`'s tensor, which the device may still be computing, and the gradients' sum.
 
         Every token weighs the same: the sum of all losses is divided by the number of trained tokens of the whole
         step, so that the result does not depend on how the rows fall into micro-batches.
@@ -217,17 +227,7 @@ class Trainer:
         if not self.rule.is_plain:
             self._checked(outcome, summed)  # the rule of a method may read the gradient, or change weights by itself
         self._update(rate, grad_norm)
-        figures = self._checked(outcome, summed)
-        self.step += 1
-        return {
-            "loss": sum(figures[1:]) / summed.trained,
-            "learning_rate": rate,
-            "grad_norm": figures[0],
-            "tokens": summed.tokens,
-            "positions": summed.positions,
-            "trained_tokens": summed.trained,
-            "notes": self._taken_notes(summed.notes),
-        }
+        return rate, outcome, summed
 
     def _taken_notes(self, new: Sequence[str]) -> tuple[str, ...]:
         notes, self.notes = (*self.notes, *new), []
