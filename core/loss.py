@@ -242,5 +242,9 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         d_rows, *d_parameters = ctx.saved_tensors
-        scale = grad_outputs[0]
-        return (None, None, None, d_rows * scale.to(d_rows.dtype), *(d * scale.to(d.dtype) for d in d_parameters))
+        return (None, None, None, *(_times(part, grad_outputs[0]) for part in (d_rows, *d_parameters)))
+
+
+def _times(part: Tensor, scale: Tensor) -> Tensor:
+    """part * scale in the format of `part`, the scale not rounded to 16 bits first: it would bend every gradient."""
+    return torch.mul(part, scale.reshape(1), out=torch.empty_like(part))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
+from core.adapters.lora import add_product
 from core.adapters.rule import TrainingRule
 from core.config import AdapterConfig
 from core.methods.adalora import AdaLoRAOptions, AdaLoRASchedule
@@ -104,7 +105,7 @@ class AdaLoRA(Adapter):
         """out + s * ((drop(x) A^T) * l) B^T, for x (..., in) and out (..., out)."""
         dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
         small = F.linear(dropped, (self.lora_A * self.lora_E).to(out.dtype))
-        return out + self.scale * F.linear(small, self.lora_B.to(out.dtype))
+        return add_product(out, small, self.lora_B.to(out.dtype), self.scale)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B diag(l) A, or its transpose where the weight is (in, out)."""

@@ -2,6 +2,9 @@
 
 A layer takes the first columns of A and the first rows of B. They are drawn as PEFT draws them (kaiming uniform with
 gain sqrt 2, A before B, on the CPU), so that a file without them means the same here and there.
+
+In 16 bits the vectors stay float32, and so do the sums of their gradients; b scales the rows of B before these are
+rounded, so that nothing of the size of the output is made, or kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
+from core.adapters.lora import add_product
 from core.adapters.state import SHARED_PREFIX
 from core.config import AdapterConfig
 from core.methods import options_of
+from core.ops.precision import norm_dtype
 
 
 class Projections:
@@ -89,9 +94,12 @@ class VeRA(Adapter):
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + b * (B (d * (A drop(x)))), for x (..., in) and out (..., out)."""
         a, b = self._pair(out.device, out.dtype)
-        dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
-        small = F.linear(dropped, a) * self.lambda_d.to(out.dtype)
-        return out + F.linear(small, b) * self.lambda_b.to(out.dtype)
+        small = F.linear(F.dropout(x.to(out.dtype), self.dropout, self.training), a) * self.lambda_d  # (..., r)
+        small = small.to(out.dtype)
+        if small.numel() < small.shape[-1] ** 2:  # fewer rows than the rank: scaling them costs less than scaling B
+            return (out + F.linear(small, b) * self.lambda_b).to(out.dtype)
+        _, exact = self._pair(out.device, norm_dtype(out))
+        return add_product(out, small, (self.lambda_b[:, None] * exact).to(out.dtype), 1.0)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """diag(b) B diag(d) A, or its transpose where the weight is (in, out)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.bench.gradients import of_draw
 from tests.bench.record import FOLDER, Goal, Result, ratio
 from tests.bench.report import write_page
 from tests.bench.sides import Side, take_turns
@@ -42,6 +43,13 @@ def test_a_wrong_gradient_is_seen(tmp_path: Path) -> None:
     other = Worker(**(TINY_GROUPS[0].settings("exact", "cpu", str(tmp_path)) | {"length": 15}))  # type: ignore[arg-type]
     kept = Path(path).rename(tmp_path / "kept.safetensors")
     assert largest_difference(other.answer("gradients")["file"], str(kept)) > 0.05
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt", "p_tuning", "prefix", "bitfit", "velora"])
+def test_the_exactness_of_a_method_has_a_figure(method: str, tmp_path: Path) -> None:
+    found = of_draw(method, 2, tmp_path)
+    assert 0 < found["float32"]["ours"] < 1e-5 < found["bfloat16"]["ours"] < 0.1
+    assert all(row["repeats"] and not row["without_gradient"] for row in found.values())
 
 
 def test_sides_take_turns_and_a_failing_one_costs_only_itself() -> None:

@@ -30,13 +30,17 @@ class ReadyTokens(Completion):
         super().__init__()
         self.rows = rows
 
-    def prepare(self, *unused: Any) -> Examples:
-        """The rows as examples, all for training."""
+    def prepare(
+        self, records: Any, tokenizer: Any, config: Any, context: int, progress: Any, virtual_tokens: int
+    ) -> Examples:
+        """The rows as examples, all for training, behind the method's virtual tokens."""
+        before = tuple(range(-1, -1 - virtual_tokens, -1))
         examples = tuple(
             TokenizedExample(row.ids, (False,) * row.prompt + (True,) * (len(row.ids) - row.prompt), index + 1)
             for index, row in enumerate(self.rows)
         )
-        return Examples(examples, (), max(len(row.ids) for row in self.rows), ())
+        longest = max(len(row.ids) for row in self.rows) + virtual_tokens
+        return Examples(tuple(example.after(before) for example in examples), (), longest, ())
 
 
 class OurSide:

@@ -30,9 +30,9 @@ def dense_rows(count: int, length: int, vocabulary: int) -> list[Row]:
     return [Row(tuple(draw.integers(3, vocabulary, length).tolist()), 1) for _ in range(count)]
 
 
-def ragged_rows(count: int, vocabulary: int, longest: int = LONGEST) -> list[Row]:
+def ragged_rows(count: int, vocabulary: int, longest: int = LONGEST, seed: int = 1) -> list[Row]:
     """Rows of log-normal lengths, half of each prompt."""
-    draw = np.random.default_rng(1)
+    draw = np.random.default_rng(seed)
     lengths = np.exp(np.log(MEDIAN_TOKENS) + SPREAD * draw.standard_normal(count)).astype(int).clip(SHORTEST, longest)
     return [Row(tuple(draw.integers(3, vocabulary, length).tolist()), int(length) // 2) for length in lengths]
 

@@ -52,13 +52,14 @@ SHAPES = {
 }
 
 
-def random_model(name: str, device: str) -> Any:
-    """A Llama of a shape in bfloat16, seeded; only transformers is needed."""
+def random_model(name: str, device: str, has_biases: bool = False) -> Any:
+    """A Llama of a shape in bfloat16, or a Qwen2, which has biases; seeded; only transformers is needed."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     shape = SHAPES[name]
-    config = LlamaConfig(
+    settings, kind = (Qwen2Config, Qwen2ForCausalLM) if has_biases else (LlamaConfig, LlamaForCausalLM)
+    config = settings(
         vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.inner,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads,
         max_position_embeddings=LONGEST, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -68,7 +69,7 @@ def random_model(name: str, device: str) -> Any:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            return LlamaForCausalLM(config)
+            return kind(config)
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -18,7 +18,8 @@ from core.methods import methods
 from tests.core.adapters.tiny import llama, logits, shake, tokens
 
 
-def test_formula_gradients_and_shares() -> None:
+@pytest.mark.parametrize("count", [7, 3])  # more rows than the rank, and fewer: the vectors scale B, or the rows
+def test_formula_gradients_and_shares(count: int) -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4)).double()
     inject(model, AdapterConfig(method="vera", r=5, target_modules=("0", "1")), seed=1)
@@ -26,7 +27,7 @@ def test_formula_gradients_and_shares() -> None:
     first, second = _vectors(model)
     pair = first.projections
     assert pair is second.projections and pair.a.shape == (5, 9) and pair.b.shape == (9, 5)
-    x = torch.randn(7, 6, dtype=torch.float64)
+    x = torch.randn(count, 6, dtype=torch.float64)
     model(x).square().sum().backward()
     copies = [
         (adapter.lambda_b.detach().clone().requires_grad_(), adapter.lambda_d.detach().clone().requires_grad_())
@@ -42,6 +43,27 @@ def test_formula_gradients_and_shares() -> None:
     for own, (b, d) in zip((first, second), copies, strict=True):
         torch.testing.assert_close(own.lambda_b.grad, b.grad, atol=1e-10, rtol=0)
         torch.testing.assert_close(own.lambda_d.grad, d.grad, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("count", [64, 8])
+def test_in_16_bits_the_vectors_are_not_rounded(count: int) -> None:
+    """Inputs, pair and products are bfloat16 numbers; the vectors are not, and a sum over them must not lose that."""
+    torch.manual_seed(1)
+    x, slopes = torch.randn(2, count, 32).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        model = nn.Sequential(nn.Linear(32, 32)).to(dtype)
+        inject(model, AdapterConfig(method="vera", r=16, target_modules=("0",)), seed=1)
+        shake(model, size=0.5)
+        (adapter,) = _vectors(model)
+        if dtype == torch.float64:
+            adapter.projections.a.copy_(adapter.projections.a.bfloat16())
+            adapter.projections.b.copy_(adapter.projections.b.bfloat16())
+        model(x.to(dtype)).backward(slopes.to(dtype))
+        assert adapter.lambda_b.grad.dtype == adapter.lambda_b.dtype
+        found.append((adapter.lambda_b.grad.double(), adapter.lambda_d.grad.double()))
+    for rounded, exact in zip(*found, strict=True):
+        assert float((rounded - exact).norm() / exact.norm()) < 0.004
 
 
 def _vectors(model: Any) -> list[Any]:
