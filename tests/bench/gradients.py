@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> Result:
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)  # the model is tiny, and another job on the machine would hold up a second thread
     result = Result("gradients", "Exactness of gradients")
     for method in arguments.methods.split(","):
         result.rows += _of_method(method, arguments.draws)
