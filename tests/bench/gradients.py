@@ -214,7 +214,8 @@ def _notes(draws: int) -> list[str]:
     return [
         f"`ours` and `peft` are medians over draws of the worst tensor's relative error, `most` the largest;"
         f" {draws} draws where peft is beside us, else {min(draws, DRAWS_ALONE)}.",
-        "`ratio 90`: where the ratio lies in 90 of 100 resamplings of the draws; around 1 it is the luck of the draws.",
+        "`ratio 90`: where the ratio lies in 90 of 100 resamplings of the draws;"
+        " one that holds 1 leaves open which is larger.",
         "Beside peft stand the methods that it has too, in the same files and with the same gradients.",
         "BitFit on a Qwen2 of the same sizes, as a Llama has no biases.",
     ]
