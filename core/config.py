@@ -234,7 +234,9 @@ class TrainConfig(Checked):
         True, "Replay the steps of small models on a GPU as CUDA graphs, which spares the launches: the same result."
     )
     deterministic: bool = option(
-        False, "Two runs give the same bits on a GPU too, with slower kernels; on a CPU they always do."
+        False,
+        "Two runs give the same bits on a GPU too, with slower kernels: an 8B step took 8 % longer on an H200. On a "
+        "CPU they always do.",
     )
     eval_every: int = option(
         0,

@@ -1,8 +1,8 @@
 """Runs that repeat bit for bit on a GPU too; on a CPU they always do.
 
 On a GPU it costs speed: sums are formed in a fixed order, the fastest kernels are left out, and the steps of small
-models are not replayed as graphs. `python -m tests.bench.step --groups small,large --sides ours,ours_deterministic`
-says how much.
+models are not replayed as graphs. A step of an 8B model, 4 x 2048 tokens, took 512 instead of 473 ms on an H200;
+`python -m tests.bench.step --groups small,large --sides ours,ours_deterministic` says how much elsewhere.
 """
 
 from __future__ import annotations
