@@ -55,6 +55,8 @@ class Group:
         self.adapted = [each for each in projections if each.adapter is not None]
         ends = list(accumulate(len(each.parameters) for each in self.adapted))
         self.places = [0, *ends[:-1]] if ends else []  # where each adapted layer's A stands among the parameters
+        indices = [index for index, each in enumerate(projections) if each.adapter is not None]
+        self.numbered = list(zip(indices, self.places, self.adapted, strict=True))  # which output, place, the layer
         self.ranks = [each.rank for each in self.adapted]
         self.scales = [each.scale for each in self.adapted]
         self.dropping = [each for each in projections if each.dropout]
@@ -107,7 +109,7 @@ class Group:
                 outputs.append(scaled(each, products[-1], next(gain), residual))
             else:
                 outputs.append(_product(each, h, own, _start(each, h.dtype, residual)))
-        return outputs, replace(kept, products=tuple(products))
+        return outputs, replace(kept, products=tuple(products)) if products else kept
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """`Kept.factors`: those that were made ahead, unless a parameter has changed since, or made now."""
@@ -161,7 +163,7 @@ class GroupGradients:
             return None
         joined = self.inner[0].new_empty(len(self.inner[0]), sum(self.group.ranks))
         parts = torch.split(joined, self.group.ranks, dim=1)
-        for (index, _, _), b, part in zip(self._adapted(), self.kept.factors[1:], parts, strict=True):
+        for (index, _, _), b, part in zip(self.group.numbered, self.kept.factors[1:], parts, strict=True):
             torch.mm(self.inner[index], b, out=part)
         return joined
 
@@ -201,7 +203,7 @@ class GroupGradients:
 
     def of_parameters(self, h: Tensor | None) -> list[Tensor | None]:
         """Those of every A, B and m in turn, None where nothing trains; h (N, in) may be None when no A asks for it."""
-        for (index, place, _), small in zip(self._adapted(), self.kept.smalls, strict=True):
+        for (index, place, _), small in zip(self.group.numbered, self.kept.smalls, strict=True):
             if self.wants[place + 1] and self.found[place + 1] is None:
                 self.found[place + 1] = wide_product(self.inner[index].T, small, self.parameters[place + 1].dtype)
         if h is not None and self.group.needs_input(self.wants):
@@ -228,17 +230,12 @@ class GroupGradients:
     def _unscale(self) -> None:
         """Go back through DoRA's gain: dm = sum over rows of dy u / |V|, du = dy m / |V|; |V| is a constant."""
         lengths, gains, products = iter(self.kept.lengths), iter(self.kept.gains), iter(self.kept.products)
-        for index, place, each in self._adapted():
+        for index, place, each in self.group.numbered:
             if each.is_dora:
                 length = next(lengths)
                 self.inner[index], sums = scale_back(self.inner[index], next(products), next(gains))
                 if self.wants[place + 2]:
                     self.found[place + 2] = sums.to(length.dtype) / length
-
-    def _adapted(self) -> list[tuple[int, int, Projection]]:
-        """(which output, where its A stands among the parameters, the layer) of every adapted layer."""
-        indices = [index for index, each in enumerate(self.group.projections) if each.adapter is not None]
-        return list(zip(indices, self.group.places, self.group.adapted, strict=True))
 
 
 def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | None = None) -> Tensor:
