@@ -82,10 +82,18 @@ CASES: Mapping[str, Case] = {
     "sentiment-head": Case(minilm, sentiment, _LABELS, _HEAD_ONLY, 3, _SEEDS),
     "wry": Case(minilm, wry, _LABELS, TrainConfig(epochs=8), 3, _SEEDS),
     "wry-head": Case(minilm, wry, _LABELS, _HEAD_ONLY, 3, _SEEDS),
-    "qa-t5": Case(lambda: pretrained("t5"), questions, ("token_f1", "exact_match"), _config(1e-3, 10, 32)),
-    "qa-bart": Case(lambda: pretrained("bart"), questions, ("token_f1", "exact_match"), _config(1e-3, 10, 32)),
-    "translation-t5": Case(lambda: pretrained("t5"), translations, ("chrf", "bleu"), _config(1e-3, 10, 32)),
-    "translation-bart": Case(lambda: pretrained("bart"), translations, ("chrf", "bleu"), _config(1e-3, 10, 32)),
+    "qa-t5": Case(
+        lambda: pretrained("t5"), questions, ("token_f1", "exact_match"), _config(1e-3, 10, 32), seeds=_SEEDS
+    ),
+    "qa-bart": Case(
+        lambda: pretrained("bart"), questions, ("token_f1", "exact_match"), _config(1e-3, 10, 32), seeds=_SEEDS
+    ),
+    "translation-t5": Case(
+        lambda: pretrained("t5"), translations, ("chrf", "bleu"), _config(1e-3, 10, 32), seeds=_SEEDS
+    ),
+    "translation-bart": Case(
+        lambda: pretrained("bart"), translations, ("chrf", "bleu"), _config(1e-3, 10, 32), seeds=_SEEDS
+    ),
     "preference": Case(
         starter, preferences, ("preference_accuracy", "preference_margin"), _config(2e-4, 3, batch_size=8)
     ),
