@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from core.adapters.host import AdaptedModule
 from core.memory import LOGIT_CHUNK_BYTES
+from core.ops.cross_entropy import cross_entropy
 from core.ops.kernels import Kernels, kernels_for
 
 IGNORED = -100  # label of a position that is not trained
@@ -204,15 +205,18 @@ def _chunk_gradients(
     head: Head, rows: Tensor, targets: Tensor, parameters: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Any]]:
     """The loss of some rows, and the gradients of the rows and of the parameters, None for one that is not used."""
-    kernels = _kernels(head, rows)
     with torch.enable_grad():
         leaf = rows.requires_grad_(True)
-        if kernels is None:
+        if not head.is_plain:
             loss = _chunk_loss(head, leaf, targets)
             return loss.detach(), torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)
         logits = head.output(leaf)
-    slopes = logits.detach().contiguous()  # the logits' own memory: no linear layer needs its output backward
-    losses = kernels.cross_entropy(slopes, targets)
+    # The logits' own memory, unknown to autograd: no linear layer needs its output backward.
+    slopes = logits.data.contiguous()
+    if _kernels(head, rows) is None:
+        slopes = _at_least_float32(slopes)
+    losses = cross_entropy(slopes, targets)
+    slopes = slopes.to(logits.dtype)
     return losses.sum(), torch.autograd.grad(logits, [leaf, *parameters], slopes, allow_unused=True)
 
 

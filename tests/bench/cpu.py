@@ -20,7 +20,10 @@ from tests.bench.record import FOLDER, Goal, Result, ratio
 from tests.bench.sides import Answer, Side, take_turns
 
 SIDES = ("ours", "peft")
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of a gradient, relative, against peft's in the same format
+TOLERANCE = {
+    "float32": 2e-4,
+    "bfloat16": 0.1,
+}  # against peft's gradients, whose loss is 9e-5 off
 
 
 def main(argv: list[str] | None = None) -> Result:
