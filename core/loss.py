@@ -211,8 +211,12 @@ def _chunk_gradients(
             loss = _chunk_loss(head, leaf, targets)
             return loss.detach(), torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)
         logits = head.output(leaf)
-    # The logits' own memory, unknown to autograd: no linear layer needs its output backward.
-    slopes = logits.data.contiguous()
+    # The logits' own memory, unknown to autograd: a linear layer does not need its output backward. An adapter might.
+    slopes = (
+        logits.data.contiguous()
+        if isinstance(head.output, nn.Linear)
+        else logits.detach().clone(memory_format=torch.contiguous_format)
+    )
     if _kernels(head, rows) is None:
         slopes = _at_least_float32(slopes)
     losses = cross_entropy(slopes, targets)
