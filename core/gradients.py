@@ -123,7 +123,7 @@ class Gradients:
     def enable_graphs(self, batch_size: int, refusal: str) -> None:
         """Let steps run as graphs from now on, unless there is a `refusal`, or model or memory stand against it."""
         refusal = refusal or (OFFLOADED if self.recompute.offloads else "")
-        self.graphs.enable(batch_size, max(lengths_of(self.examples)), refusal)
+        self.graphs.enable(batch_size, lengths_of(self.examples), refusal)
 
     def try_longest(self, batch_size: int, trained_parameters: int) -> str:
         """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words."""

@@ -1,13 +1,17 @@
 """Forward and backward pass of a packed batch as one CUDA graph: a small model waits for its launches, not its GPU.
 
 A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded
-when it occurs again. The first replay is compared with the ordinary pass of the same batch; whatever stands against a
-graph, the ordinary pass goes on, and `reason` says why.
+when it occurs again, unless the GPU turns out to be busy longer than its launches take. The first replay is compared
+with the ordinary pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and `reason` says
+why.
 """
 
 from __future__ import annotations
 
 import gc
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +25,14 @@ from core.packed_attention import why_no_varlen_on
 from core.quantize.linear import QuantizedLinear
 from core.tasks.task import Task
 
-MOST_WORK = 2e13  # parameters times positions of a pass: above, the GPU is busy longer than launching takes
-MOST_SHAPES = 48
+MOST_WORK = 6e13  # parameters times positions of a pass: above, no host is slower than its GPU, and none is measured
+MOST_LAG = 0.25  # of a pass that the GPU goes on after its last launch: above, it did not wait for launches
+MOST_SHAPES = 64
 SLACK_BYTES = 2**26
-LENGTHS = 32  # that a batch can be filled up to
+LENGTHS = 32  # up to that of a usual batch, that it can be filled up to
 LEAST_MULTIPLE = 64
 WARM_UPS = 2
+BUSY = "the GPU is busy longer than the launches take"
 OFFLOADED = "what layers keep waits in the host's memory"  # the copies run beside what is recorded
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
 
@@ -48,6 +54,7 @@ class StepGraphs:
         self.model, self.task, self.batches = model, task, batches
         self.parameters: list[nn.Parameter] = []
         self.reason = "graphs are for CUDA devices"
+        self._usual = 0  # positions of a batch
         self.drop()
 
     def train(self, parameters: list[nn.Parameter]) -> None:
@@ -59,15 +66,20 @@ class StepGraphs:
         """Forget what was recorded, when memory is short or other parameters train."""
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
         self._seen: set[tuple[int, ...]] = set()
+        self._busy = math.inf  # positions from which the GPU is busy longer than the launches take
         self._pool: Any = None
 
-    def enable(self, batch_size: int, longest: int, refusal: str) -> None:
-        """Record from now on, if the model and the device allow: gives every batch one of a few shapes."""
+    def enable(self, batch_size: int, lengths: Sequence[int], refusal: str) -> None:
+        """Record from now on, if the model and the device allow: gives every batch one of a few shapes.
+
+        `lengths` are those of all rows, `batch_size` how many of them make a step.
+        """
+        self._usual = min(self.batches.tokens, batch_size * sum(lengths) // len(lengths))
         self.reason = refusal or self._why_not()
         if self.reason:
             return
-        multiple = max(LEAST_MULTIPLE, self.batches.tokens // LENGTHS // LEAST_MULTIPLE * LEAST_MULTIPLE)
-        self.batches.shape = Shape(multiple, 4 * multiple, batch_size + 2, max(longest, multiple))
+        multiple = max(LEAST_MULTIPLE, self._usual // LENGTHS // LEAST_MULTIPLE * LEAST_MULTIPLE)
+        self.batches.shape = Shape(multiple, 4 * multiple, batch_size + 2, max(*lengths, multiple))
 
     def _why_not(self) -> str:
         device = device_of(self.model)
@@ -77,8 +89,8 @@ class StepGraphs:
             return "only packed rows have static shapes"
         if reason := why_no_varlen_on(self.model):
             return f"its attention is not one kernel: {reason}"
-        if _weights(self.model) * self.batches.tokens > MOST_WORK:
-            return "the GPU is busy longer than the launches take"
+        if _weights(self.model) * self._usual > MOST_WORK:
+            return BUSY
         return ""
 
     def give_up(self) -> bool:
@@ -110,7 +122,7 @@ class StepGraphs:
         if shape not in self._seen:  # recording costs some passes: only for what comes again
             self._seen.add(shape)
             return False
-        return shape in self._recorded or len(self._recorded) < MOST_SHAPES
+        return shape in self._recorded or (len(self._recorded) < MOST_SHAPES and batch.n_positions < self._busy)
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:
         """Add the gradients of a batch, divided by `trained`, and return the sum of its losses."""
@@ -159,7 +171,10 @@ class StepGraphs:
         """Run a batch the ordinary way, record it, and check that the replay adds the same gradients."""
         device = device_of(self.model)
         random = torch.cuda.get_rng_state(device)
-        loss = self._warm_up(static, scale, gradients, before)
+        loss, lag = self._warm_up(static, scale, gradients, before)
+        if lag > MOST_LAG:
+            self._is_busy_with(static.n_positions)
+            return None, loss
         wanted = [gradient.cpu() for gradient in gradients]
         try:
             torch.cuda.set_rng_state(random, device)
@@ -179,8 +194,19 @@ class StepGraphs:
             return None, loss
         return recorded, recorded.loss.clone()
 
-    def _warm_up(self, static: PackedBatch, scale: Tensor, gradients: list[Tensor], before: list[Tensor]) -> Tensor:
-        """The ordinary pass, on a stream of its own as recording asks for; the last run's gradients stay."""
+    def _is_busy_with(self, positions: int) -> None:
+        """Record no batch of so many positions or more; where that is most of them, no batch has to be filled up."""
+        self._busy = positions
+        if positions <= self._usual and not self._recorded:
+            self.reason, self.batches.shape = BUSY, Shape()
+
+    def _warm_up(
+        self, static: PackedBatch, scale: Tensor, gradients: list[Tensor], before: list[Tensor]
+    ) -> tuple[Tensor, float]:
+        """The ordinary pass, on a stream of its own as recording asks for; the last run's gradients stay.
+
+        Returns its loss, and what share of the last run the GPU went on for after everything was launched.
+        """
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         random = torch.cuda.get_rng_state()
@@ -188,9 +214,14 @@ class StepGraphs:
             for _ in range(WARM_UPS):
                 _put(gradients, before)
                 torch.cuda.set_rng_state(random)
+                stream.synchronize()
+                started = time.perf_counter()
                 loss = self._pass(static, scale)
+                launched = time.perf_counter()
+                stream.synchronize()
         torch.cuda.current_stream().wait_stream(stream)
-        return loss
+        ended = time.perf_counter()
+        return loss, (ended - launched) / (ended - started)
 
     def _capture(self, static: PackedBatch, scale: Tensor) -> _Recorded:
         graph = torch.cuda.CUDAGraph()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from core import step_graphs
 from core.config import AdapterConfig, DataConfig, OptimConfig
 from core.train import StepMetrics, Trainer
 from tests.core.toy import same_bits, toy_config, toy_llama, toy_trainer, trained_state
@@ -55,6 +56,16 @@ def test_replayed_steps_are_the_ordinary_ones(dropout: float) -> None:
         assert one.loss == pytest.approx(other.loss, rel=2e-2)
     seconds = [sum(metrics.seconds for metrics in side[18:]) for side in (replayed, ordinary)]
     figure(f"six steps of a toy: replayed {seconds[0] * 1e3:.1f} ms, ordinary {seconds[1] * 1e3:.1f} ms")
+
+
+def test_what_the_gpu_is_busy_with_runs_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graphs, "MOST_LAG", -1.0)  # as if every pass went on after its last launch
+    measured, eager = trainer(), trainer(graphs=False)
+    steps, ordinary = first(measured, 24), first(eager, 24)
+    assert measured.gradients.graphs.reason == step_graphs.BUSY and not measured.gradients.keeps_buffers
+    assert any(step_graphs.BUSY in note for metrics in steps[1:] for note in metrics.notes)
+    for one, other in zip(steps, ordinary, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2e-2)
 
 
 def test_the_longest_batch_is_measured_before_the_first_step() -> None:
