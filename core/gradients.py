@@ -23,7 +23,7 @@ from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.prepared import Prepared
 from core.recompute import Recompute
-from core.step_graphs import OFFLOADED, StepGraphs
+from core.step_graphs import StepGraphs, weights_of
 from core.tasks.task import Task
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ FULL_SPEED_TOKENS_A_PROCESSOR = 24  # of a CUDA device: large tiles for each of 
 TIGHT_STEPS = 2  # in a row, after which more is given up
 SLACK_BYTES = 2**27  # for what the update needs, and for batches that fall otherwise
 MOMENT_BYTES = 8  # AdamW's for a trained parameter, which do not exist yet when the longest batch is tried
+GRADIENT_BYTES = 4  # of one, which stays where it is while graphs are replayed
+ADAPTER = 10  # times as many weights as trained parameters
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Gradients:
         self.start_over = start_over
         self.recompute = Recompute(model)
         self.graphs = StepGraphs(model, task, batches)
+        self.graphs.settle = self.recompute.offload.settle
         self.passing: Callable[[], AbstractContextManager[None]] = nullcontext  # what the model runs in
         self.prepared = Prepared(examples, batches, pins=device_of(model).type == "cuda")
         self._batch: Any = None  # the one being computed
@@ -102,8 +105,6 @@ class Gradients:
     @contextmanager
     def _running(self) -> Iterator[None]:
         with self.passing(), self.recompute.running():
-            if self.recompute.offloads:
-                self.graphs.refuse(OFFLOADED)
             yield
 
     @property
@@ -118,20 +119,24 @@ class Gradients:
         with self.task.computing(self.model, batch):
             loss = self.task.loss_sum(self.model, batch)
             torch.autograd.backward(loss / trained)
+        self.recompute.offload.settle()
         return loss.detach()
 
     def enable_graphs(self, batch_size: int, refusal: str) -> None:
         """Let steps run as graphs from now on, unless there is a `refusal`, or model or memory stand against it."""
-        refusal = refusal or (OFFLOADED if self.recompute.offloads else "")
         self.graphs.enable(batch_size, lengths_of(self.examples), refusal)
 
     def try_longest(self, batch_size: int, trained_parameters: int) -> str:
-        """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words."""
+        """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words.
+
+        Beside it, room is held free for what the optimizer and the graphs of an adapter will need.
+        """
         device = device_of(self.model)
         lengths = lengths_of(self.examples)
         ordered = sorted(range(len(lengths)), key=lambda row: -lengths[row])[:batch_size]
         notes: list[str] = []
-        reserve = torch.empty(MOMENT_BYTES * trained_parameters + SLACK_BYTES, dtype=torch.uint8, device=device)
+        of_each = MOMENT_BYTES + (GRADIENT_BYTES if ADAPTER * trained_parameters < weights_of(self.model) else 0)
+        reserve = torch.empty(of_each * trained_parameters + SLACK_BYTES, dtype=torch.uint8, device=device)
         torch.cuda.reset_peak_memory_stats(device)
         self._in_what_room_there_is(lambda: self._try(ordered), notes)
         while self._searched and self.recompute.more():

@@ -7,7 +7,8 @@ reads (`keeping_all`).
 
 Memory of the device is taken and freed in the order of the computing stream, which waits for a copy before it lets go
 of what is copied. `record_stream` would free it as late as the device gets there, far behind the host that allocates,
-and the memory would not become less. Pinned buffers are torch's, which keeps them for the next pass.
+and the memory would not become less. Places in the host's memory are the same in every pass, and what a pass copies is
+ordered before what follows it: so it can be recorded as a graph (`core.step_graphs`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from core.host_memory import available_bytes
+from core.host_memory import Arena
 
 DEVICES = ("cuda",)  # whose memory is not the host's
-HOST_SHARE = 0.5  # of the host's available memory that may be taken at once
 SMALLEST = 8  # parts of a layer's input: smaller tensors stay
 
 
@@ -78,7 +78,8 @@ class Offload:
         self.late = 0  # layers of which something came only when it was asked for, with nothing to hide behind
         self._is_on = self._is_backward = False
         self._stream: Any = None
-        self._taken = self._most = 0  # bytes of the host's memory in this pass, and the most of all passes
+        self._has_copied = False  # in this pass
+        self._arena = Arena()
         self._forget()
 
     def _forget(self) -> None:
@@ -95,7 +96,7 @@ class Offload:
             yield
         finally:
             self._is_on = False
-            self._settle()  # after an error, copies may still read or write what is freed now
+            self.settle()  # after an error, copies may still read or write what is freed now
 
     def keeping_input(self, hidden: Tensor, moves: bool = True) -> AbstractContextManager[Any]:
         """Around `checkpoint` of a layer with the input `hidden` (B, T, D): it leaves the device if it `moves`.
@@ -129,8 +130,8 @@ class Offload:
 
     def _begin(self, layer: _Layer) -> None:
         """A layer keeps its first tensor: what the one before keeps has left while that computed."""
-        if self._is_backward:  # the pass before this one: else its buffers are in use yet, and others would be pinned
-            self._settle()
+        if self._is_backward:  # the pass before this one
+            self.settle()
         for memory in self._leaving.memories.values() if self._leaving is not None else ():
             memory.leave()
         layer.before, self._last, self._leaving = self._last, weakref.ref(layer), layer
@@ -164,15 +165,9 @@ class Offload:
     def _send(self, memory: _Memory) -> None:
         here = memory.here
         assert here is not None
-        self._taken += here.nbytes
-        if self._taken > self._most and here.nbytes > HOST_SHARE * available_bytes():
-            return
-        try:
-            memory.there = torch.empty(here.nbytes, dtype=torch.uint8, device="cpu", pin_memory=here.is_cuda)
-        except RuntimeError:  # the host gives no more, as it may after another process took it: it stays
-            return
-        self._most = max(self._most, self._taken)
-        memory.copied = self._copy(memory.there, here)
+        memory.there = self._arena.take(here.nbytes, here.is_cuda)
+        if memory.there is not None:  # else it stays
+            memory.copied = self._copy(memory.there, here)
 
     def _fetch(self, layer: _Layer) -> bool:
         """Begin to bring a layer's memories back; whether any was away."""
@@ -183,12 +178,13 @@ class Offload:
             memory.copied = self._copy(memory.here, memory.there)
         return bool(away)
 
-    def _settle(self) -> None:
-        """Wait here until all copies are done, when layers that compute are still queued behind them."""
-        self._is_backward, self._taken = False, 0
-        if self._stream is not None:
-            self._stream.synchronize()
+    def settle(self) -> None:
+        """A pass is over: what the device does from now on waits for its copies."""
+        has_copied, self._has_copied, self._is_backward = self._has_copied, False, False
         self._forget()
+        self._arena.reset()
+        if has_copied:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def _copy(self, into: Tensor, source: Tensor) -> Any:
         """Copy beside what the device computes from now on; the event after which it is done."""
@@ -196,6 +192,7 @@ class Offload:
             into.copy_(source)
             return None
         device = into.device if into.is_cuda else source.device
+        self._has_copied = True
         self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):

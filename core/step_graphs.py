@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,6 @@ LENGTHS = 32  # up to that of a usual batch, that it can be filled up to
 LEAST_MULTIPLE = 64
 WARM_UPS = 2
 BUSY = "the GPU is busy longer than the launches take"
-OFFLOADED = "what layers keep waits in the host's memory"  # the copies run beside what is recorded
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
 
 
@@ -53,6 +52,7 @@ class StepGraphs:
     def __init__(self, model: nn.Module, task: Task, batches: MicroBatches) -> None:
         self.model, self.task, self.batches = model, task, batches
         self.parameters: list[nn.Parameter] = []
+        self.settle: Callable[[], None] = lambda: None  # ends a pass: what runs beside it joins it
         self.reason = "graphs are for CUDA devices"
         self._usual = 0  # positions of a batch
         self.drop()
@@ -89,7 +89,7 @@ class StepGraphs:
             return "only packed rows have static shapes"
         if reason := why_no_varlen_on(self.model):
             return f"its attention is not one kernel: {reason}"
-        if _weights(self.model) * self._usual > MOST_WORK:
+        if weights_of(self.model) * self._usual > MOST_WORK:
             return BUSY
         return ""
 
@@ -97,13 +97,9 @@ class StepGraphs:
         """Record no more, and free what was recorded; False when that is nothing."""
         had = bool(self._recorded)
         if had:
-            self.refuse("memory is short")
+            self.reason = self.reason or "memory is short"
+            self.drop()
         return had
-
-    def refuse(self, reason: str) -> None:
-        """Record no more, and free what was recorded, for this reason unless there is one."""
-        self.reason = self.reason or reason
-        self.drop()
 
     @property
     def keeps_gradients(self) -> bool:
@@ -240,9 +236,12 @@ class StepGraphs:
         return _Recorded(graph, static, scale, loss)
 
     def _pass(self, static: PackedBatch, scale: Tensor) -> Tensor:
-        with self.task.computing(self.model, static):
-            loss = self.task.loss_sum(self.model, static)
-            torch.autograd.backward(loss * scale)
+        try:
+            with self.task.computing(self.model, static):
+                loss = self.task.loss_sum(self.model, static)
+                torch.autograd.backward(loss * scale)
+        finally:
+            self.settle()
         return loss.detach()
 
     def in_words(self) -> str:
@@ -250,7 +249,7 @@ class StepGraphs:
         return f"Steps run operation by operation: {self.reason}." if self.reason else "Steps run as CUDA graphs."
 
 
-def _weights(model: nn.Module) -> int:
+def weights_of(model: nn.Module) -> int:
     """Numbers that a token is multiplied by, those of packed layers among them."""
     packed = (layer.in_features * layer.out_features for layer in model.modules() if isinstance(layer, QuantizedLinear))
     return sum(parameter.numel() for parameter in model.parameters()) + sum(packed)

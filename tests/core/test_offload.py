@@ -19,7 +19,6 @@ from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
 from core.offload import Offload
 from core.ops.decoder_layer import Again
 from core.recompute import Recompute
-from core.step_graphs import OFFLOADED
 from core.train import StepMetrics, Trainer
 from tests.core.toy import same_bits, toy_config, toy_gpt2, toy_llama, toy_trainer, trained_state
 
@@ -91,11 +90,11 @@ def test_in_a_host_that_is_short_of_memory_all_stays(a_device: None, monkeypatch
     kept, made = trainer(), trainer()
     copies: list[int] = []
     monkeypatch.setattr(Offload, "_copy", lambda self, into, source: copies.append(into.copy_(source).nbytes))
-    monkeypatch.setattr(offload, "available_bytes", lambda: 0)
+    monkeypatch.setattr(host_memory, "available_bytes", lambda: 0)
     made.gradients.recompute.steps = 2 * LAYERS
     found = [one.loss for one in first(made, 2)]
     assert not copies
-    monkeypatch.setattr(offload, "available_bytes", lambda: 2**30)
+    monkeypatch.setattr(host_memory, "available_bytes", lambda: 2**30)
     found += [one.loss for one in first(made, 1)]
     assert copies and found == [one.loss for one in first(kept, 3)]
 
@@ -122,7 +121,7 @@ def test_steps_have_the_same_bits(a_device: None, dropout: float, fast_path: boo
         found += first(made, 2)
         assert [one.loss for one in found] == wanted
         assert same_bits(trained_state(kept), trained_state(made))
-        assert recompute.offloads and recompute.offload._most > 0 and recompute.offload.late == 0
+        assert recompute.offloads and recompute.offload._arena.chunks and recompute.offload.late == 0
         assert not any("forward" in vars(layer) for layer in recompute.layers)
 
 
@@ -142,20 +141,54 @@ def test_layers_without_adapters_before_those_with(a_device: None, steps: int) -
     assert same_bits(trained_state(kept), trained_state(made))
 
 
-def test_steps_that_offload_are_not_recorded(a_device: None) -> None:
-    made = trainer()
-    graphs = made.gradients.graphs
-    first(made, 1)
-    graphs.reason = ""  # as on a GPU
-    made.gradients.recompute.steps = LAYERS
-    with made.gradients._running():
-        assert graphs.reason == ""
-    made.gradients.recompute.steps += 1
-    notes = first(made, 1)[0].notes
-    assert notes == ("Steps run operation by operation: what layers keep waits in the host's memory.",)
-    graphs.reason = ""
-    made.gradients.enable_graphs(4, "")
-    assert graphs.reason == OFFLOADED
+@pytest.mark.parametrize("steps", [2 * LAYERS, 3 * LAYERS])
+def test_every_pass_has_the_same_places_so_that_it_can_be_replayed(
+    a_device: None, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, passes = trainer(), []
+    take, reset = host_memory.Arena.take, host_memory.Arena.reset
+
+    def taking(arena: host_memory.Arena, size_bytes: int, pinned: bool) -> Tensor | None:
+        place = take(arena, size_bytes, pinned)
+        assert place is not None
+        passes[-1].append((size_bytes, place.data_ptr()))
+        return place
+
+    def starting(arena: host_memory.Arena) -> None:
+        reset(arena)
+        passes.append([])
+
+    monkeypatch.setattr(host_memory.Arena, "take", taking)
+    monkeypatch.setattr(host_memory.Arena, "reset", starting)
+    made.gradients.recompute.steps = steps
+    row = made.gradients.prepared.of([0, 1, 2, 3], 0)
+    for _ in range(3):
+        with made.gradients._running():
+            for batch in row.batches:
+                made.gradients.add(batch, row.trained)
+    first_pass, *others = [taken for taken in passes if taken]
+    assert len(others) == 2 and len({place for _, place in first_pass}) == len(first_pass)
+    assert others == [first_pass, first_pass]
+
+
+def test_an_arena_grows_by_what_is_needed_and_gives_its_places_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "CHUNK_BYTES", 4096)
+    arena = host_memory.Arena()
+    sizes = 1000, 3000, 10_000, 512
+    taken = [arena.take(size, pinned=False) for size in sizes]
+    assert [place.numel() for place in taken if place is not None] == list(sizes)
+    assert [chunk.numel() for chunk in arena.chunks] == [4096, 10_000, 4096]
+    for number, place in enumerate(taken):
+        assert place is not None
+        place.fill_(number + 1)
+    assert [int(place[0]) for place in taken if place is not None] == [1, 2, 3, 4], "places overlap"
+    arena.reset()
+    again = [arena.take(size, pinned=False) for size in sizes]
+    assert all(one is not None and other is not None and one.data_ptr() == other.data_ptr()
+               for one, other in zip(taken, again, strict=True))  # fmt: skip
+    assert len(arena.chunks) == 3
+    monkeypatch.setattr(host_memory, "available_bytes", lambda: 4096)
+    assert arena.take(4096, pinned=False) is None
 
 
 def test_running_out_of_memory_moves_inputs_in_the_end(a_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
