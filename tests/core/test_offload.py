@@ -145,7 +145,8 @@ def test_layers_without_adapters_before_those_with(a_device: None, steps: int) -
 def test_every_pass_has_the_same_places_so_that_it_can_be_replayed(
     a_device: None, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, passes = trainer(), []
+    made = trainer()
+    passes: list[list[tuple[int, int]]] = [[]]
     take, reset = host_memory.Arena.take, host_memory.Arena.reset
 
     def taking(arena: host_memory.Arena, size_bytes: int, pinned: bool) -> Tensor | None:
