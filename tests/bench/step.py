@@ -70,9 +70,7 @@ class Bench:
         self.roofline = float(found["tflops"])
         rates = {"matmul_tflops": round(self.roofline, 1), "cold_matmul_tflops": round(found["cold_tflops"], 1)}
         self.result.machine |= {"accelerator": found["device"], **rates}
-        say(
-            f"bfloat16 matrix product: {self.roofline:.0f} TFLOP/s on {found['device']}, {found['cold_tflops']:.0f} cold"
-        )
+        say(f"bfloat16 matrix product: {self.roofline:.0f} TFLOP/s, cold {found['cold_tflops']:.0f}, {found['device']}")
 
     def _time(self, group: Group) -> None:
         sides = self._start(group, ("exact", *group.sides) if group.compares else group.sides)
