@@ -18,8 +18,10 @@ from ui.tabs.home import HomeTab
 from ui.tabs.jobs import JobsTab
 from ui.tabs.models import ModelsTab
 from ui.tabs.system import SystemTab
-from ui.tabs.train import TrainTab
+from ui.tabs.train import UNFILLED, TrainTab
 
+# A form that is still to be filled is not to be renewed: its own answer would come later, and go by what is there now.
+UNLESS_EMPTY = f"(...chosen) => window.loraStudioRestored ? chosen : chosen.map(() => '{UNFILLED}')"
 TITLE = "LoRA Studio"
 MAX_UPLOAD = "500mb"
 SESSIONS = 32  # pages whose state is kept, 0.6 MB each; Gradio keeps 10,000, and every reload is a new one
@@ -56,18 +58,17 @@ def _wire(demo: gr.Blocks, page: Page, handles: dict[str, gr.Tab]) -> None:
         page.when_selected(tab_id, handles[tab_id])
     opened = page.load(demo)
     datasets, train, compare = page.each.datasets, page.each.train, page.each.compare
-    # What no timer keeps live is filled once the open tab has been, and whenever its own tab is opened. A run's form
-    # does not wait for that: who opens it at once would type into fields that are still to be filled.
+    # What no timer keeps live is filled once the open tab has been, and whenever its own tab is opened.
+    restored = opened.then(train.restored, [train.draft], train.restored_outputs, **QUIET)
+    restored.then(None, js="() => { window.loraStudioRestored = true; }", **QUIET)
     for event in (opened.then, handles["datasets"].select):
         event(datasets.shown, [datasets.chosen, datasets.start], datasets.view_outputs, **QUIET)
     for event in (opened.then, handles["compare"].select):
         event(compare.shown, [compare.transcript], compare.choice_outputs, **QUIET)
-    restored = demo.load(train.restored, [train.draft], train.restored_outputs, **QUIET)
-    restored.then(None, js="() => { window.loraStudioRestored = true; }", **QUIET)
     for tab in (train, page.each.models):
         demo.load(None, None, [tab.key], js=FIRST_KEY, **QUIET)
     choices = [train.dataset, train.model]
-    handles["train"].select(train.refreshed, choices, choices, **QUIET)
+    handles["train"].select(train.renewed, choices, choices, js=UNLESS_EMPTY, **QUIET)
 
 
 def _header(t: Translator) -> str:

@@ -26,6 +26,8 @@ QUIET: dict[str, Any] = {
     "concurrency_limit": None,
     "api_visibility": "private",
 }
+# What shows no toast needs no queue either: one request brings its answer, where a queue takes one more for the stream.
+DIRECT: dict[str, Any] = {**QUIET, "queue": False}
 
 
 def guarded(

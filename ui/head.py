@@ -1,4 +1,4 @@
-"""What must stand in the page before Gradio starts: its language, its icon, and light or dark.
+"""What must stand in the page before Gradio starts: its language, its icon, light or dark, and the tab that is open.
 
 Gradio adds the `head` it is given only once it runs, which is too late: by then it has chosen the language of its own
 words ("Drop file here") from the browser, and a dark page has flashed white. So the script goes into the HTML itself.
@@ -86,6 +86,18 @@ _SCRIPT = """
     location.replace(paths[wanted] + location.search);
     return;
   }
+  const tab = new URLSearchParams(location.search).get('tab') || stored('lora-studio-open');
+  const opened = (config) => {  // Gradio draws the tab that it opens with first, and would change to another one after
+    const isThere = config.components.some((part) => part.type === 'tabitem' && part.props.id === tab);
+    const tabs = config.components.find((part) => part.props.elem_id === 'tabs');
+    if (isThere && tabs) tabs.props.selected = tab;
+    return config;
+  };
+  let config;
+  const take = (given) => { config = opened(given); };
+  Object.defineProperty(window, 'gradio_config', {get: () => config, set: take, configurable: true});
+  let turns = 0;  // of the same tab again, too, the page must be told
+  window.loraStudioOpens = (opens) => { store('lora-studio-open', opens); return `${opens} ${++turns}`; };
   Object.defineProperty(navigator, 'language', {get: () => locale, configurable: true});
   Object.defineProperty(navigator, 'languages', {get: () => [locale], configurable: true});
   const asked = new URLSearchParams(location.search).get('__theme');

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import gradio as gr
 
 from studio.service import Studio
-from ui.handlers import QUIET, Updates, only_changed
+from ui.handlers import DIRECT, QUIET, Updates, only_changed
 from ui.i18n import Translator
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ class Page:
         self.t = t
         self.each = tabs
         self.tab = remembered("home", "tab")
+        # The tab that was turned to, and a number; hidden like a request's key.
+        self.turned = gr.Textbox("", visible="hidden", elem_id="turned", label="tab", interactive=False)
         self.job = remembered("", "job")
         self.seen = gr.State({})  # marks of what this page shows; losing them costs one full rendering
         self.timer = gr.Timer(IDLE_S)
@@ -170,7 +172,8 @@ class Page:
             self._slices[tab_id] = slice(len(self._extra), len(self._extra) + len(tab.live_inputs))
             self._extra.extend(tab.live_inputs)
             self._outputs.extend(tab.live_outputs)
-        self.timer.tick(self._tick, self._inputs, self._outputs, **QUIET)
+        self.timer.tick(self._tick, self._inputs, self._outputs, **DIRECT)
+        self.turned.change(self._turn, [self.turned, *self._inputs[1:]], [self.tab, *self._outputs], **DIRECT)
 
     @property
     def _inputs(self) -> list[Any]:
@@ -198,19 +201,23 @@ class Page:
             return {**moves, **_as_updates(self._tick(chosen, job_id, seen, *extra))}
 
         # One answer for all of it: what runs is in sight before the forms of the other tabs are filled.
-        first = demo.load(opened, self._inputs, [*self.go_outputs, *self._outputs], **QUIET)
+        first = demo.load(opened, self._inputs, [*self.go_outputs, *self._outputs], **DIRECT)
         first.then(None, js=_LOADED, **QUIET)
         return first
 
     def when_selected(self, tab_id: str, tab: gr.Tab) -> None:
-        """Remember the tab and show it fresh the moment it is opened."""
+        """Remember the tab and show it fresh the moment it is opened.
 
-        def opened(chosen: str, job_id: str, seen: dict[str, str], *extra: Any) -> Any:
-            return {self.tab: chosen, **_as_updates(self._tick(chosen, job_id, seen, *extra))}
+        A page that is still loading selects a tab by itself, which `load` shows.
+        """
+        script = f"() => window.loraStudioOpened ? window.loraStudioOpens('{tab_id}') : ''"
+        tab.select(None, None, [self.turned], js=script, **QUIET)
 
-        # A page that is still loading selects its first tab by itself, and a reload must not find that one remembered.
-        script = f"(last, ...others) => [window.loraStudioOpened ? '{tab_id}' : last, ...others]"
-        tab.select(opened, self._inputs, [self.tab, *self._outputs], js=script, **QUIET)
+    def _turn(self, turned: str, job_id: str, seen: dict[str, str], *extra: Any) -> Any:
+        chosen = (turned or "").partition(" ")[0]
+        if chosen not in TAB_IDS:
+            return gr.skip()
+        return {self.tab: chosen, **_as_updates(self._tick(chosen, job_id, seen, *extra))}
 
 
 def _as_updates(answer: Any) -> Updates:

@@ -18,7 +18,7 @@ _TYPED = re.compile(rf"/({_LANGUAGE})")  # what a person types who leaves out th
 _USED = re.compile(
     rf"(/({_LANGUAGE}))?/("  # the page in each of its languages
     r"|config|theme\.css|favicon\.ico|robots\.txt|(assets|static|svelte)/.+"
-    r"|gradio_api/(queue/(join|data|status)|upload|upload_progress|cancel|reset|info|app_id|startup-events)/?"
+    r"|gradio_api/(queue/(join|data|status)|run/\w+|upload|upload_progress|cancel|reset|info|app_id|startup-events)/?"
     r")"
     r"|/files/[^/]+/[^/]+\.zip"  # exports
 )

@@ -155,6 +155,24 @@ def test_a_path_in_an_event_is_refused(studio: Studio, served: Served, tmp_path:
     figure(f"{len(events) * 4} events with a path of their own: 0 read")
 
 
+def test_only_what_the_page_shows_live_is_called_without_the_queue(client: TestClient, figure: Say) -> None:
+    events = [event for event in client.get("/config").json()["dependencies"] if event["backend_fn"]]
+    direct = {event["id"] for event in events if event["queue"] is False}
+    assert 0 < len(direct) < len(events) / 2
+    answers = {
+        event["id"]: client.post(
+            f"/gradio_api/run/{event['api_name'] or 'predict'}",
+            json={"data": [None] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "direct"},
+        ).status_code
+        for event in events
+    }
+    assert {answers[event] for event in direct} == {200}
+    assert {status for event, status in answers.items() if event not in direct} == {404}
+    foreign = {"Origin": "http://evil.example"}
+    assert client.post("/gradio_api/run/predict", json={"data": []}, headers=foreign).status_code == 403
+    figure(f"{len(events)} events called past the queue: the {len(direct)} that show what is, no other")
+
+
 def _run_event(served: Served, event: dict[str, Any], file: Any, boxes: list[int], session: str) -> str:
     """Queue an event as the page would, and return what its stream says until it completes."""
     data = [file if given in boxes else None for given in event["inputs"]]

@@ -25,6 +25,7 @@ from ui.presets import PRESETS, preset_of, sets_rank
 from ui.quantities import count_text
 
 ATTENTION = "attention"
+UNFILLED = "-"  # in place of what is chosen, before the form is filled
 _RUN = "run"  # the section of TrainConfig's own settings
 
 
@@ -218,6 +219,10 @@ class TrainTab(Tab):
             **self.method.shown(values[METHOD], self.inputs, values),
             **self._plan(dataset, model, name, ticked, *values.values()),
         }  # fmt: skip
+
+    def renewed(self, dataset_id: str | None, model_id: str | None) -> Any:
+        """`refreshed` for a form that is filled already."""
+        return gr.skip() if UNFILLED in (dataset_id, model_id) else self.refreshed(dataset_id, model_id)
 
     def refreshed(self, dataset_id: str | None, model_id: str | None) -> Updates:
         """Today's datasets and models to choose from; what was chosen stays. What was typed is left alone."""
