@@ -231,12 +231,14 @@ class TrainConfig(Checked):
         "cannot do this exactly are padded.",
     )
     graphs: bool = option(
-        True, "Replay the steps of small models on a GPU as CUDA graphs, which spares the launches: the same result."
+        True,
+        "Replay steps on a GPU as CUDA graphs where launching takes longer than computing, as with small models: the "
+        "same result.",
     )
     deterministic: bool = option(
         False,
-        "Two runs give the same bits on a GPU too, with slower kernels: an 8B step took 8 % longer on an H200. On a "
-        "CPU they always do.",
+        "Two runs give the same bits on a GPU too, with slower kernels: an 8B step took 8 % longer on an H200. Steps "
+        "of small models are not replayed then, and can take twice as long. On a CPU they always do.",
     )
     eval_every: int = option(
         0,

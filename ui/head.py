@@ -87,10 +87,13 @@ _SCRIPT = """
     return;
   }
   const tab = new URLSearchParams(location.search).get('tab') || stored('lora-studio-open');
+  // Gradio asks for every event of every component, through proxies that Svelte makes of arrays, but not of this class.
+  class Plain extends Array {}
   const opened = (config) => {  // Gradio draws the tab that it opens with first, and would change to another one after
     const isThere = config.components.some((part) => part.type === 'tabitem' && part.props.id === tab);
     const tabs = config.components.find((part) => part.props.elem_id === 'tabs');
     if (isThere && tabs) tabs.props.selected = tab;
+    config.dependencies = Plain.from(config.dependencies);
     return config;
   };
   let config;
