@@ -13,7 +13,7 @@ from core.adapters.host import AdaptedModule
 from core.config import AdapterConfig
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.gating import SILU
-from core.ops.group import Group
+from core.ops.group import PART, Group, wide_product
 from core.ops.lora_gate import joins
 from core.ops.normed_linear import normed_linear, normed_linear_reference
 from core.ops.output_linear import output_linear, output_linear_reference
@@ -108,3 +108,15 @@ def test_gradients_sum_over_calls(form: Callable[..., Sequence[Tensor]]) -> None
     plain = normed_linear_reference(normed_linear_reference(x, None, group)[0], None, group)[0]
     for one, other in zip(found, torch.autograd.grad(plain.sum(), [x, *group.parameters]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, PART, 2 * PART, 2 * PART + 1, 9 * PART + 17])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_sums_over_rows_in_parts(rows: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    one, other = torch.randn(rows, 5).to(dtype), torch.randn(rows, 40).to(dtype)
+    exact = one.double().T @ other.double()
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    found = wide_product(one.T, other, wanted)
+    error = (found.double() - exact).norm() / exact.norm()
+    assert found.dtype == wanted and error < (1e-14 if wanted == torch.float64 else 2e-7)
