@@ -157,6 +157,16 @@ class Gradients:
                 torch.autograd.backward(self.task.loss_sum(self.model, batch))
         self._searched = searches(self.model) > before
 
+    def beside(self, run: Callable[[], T]) -> T:
+        """Run what is no step, such as a measurement; where memory is short for it, the graphs give up theirs."""
+        try:
+            return run()
+        except RuntimeError as error:
+            if not (is_out_of_memory(error) and self.graphs.give_up()):
+                raise
+        _release()  # outside of `except`: the error holds on to all that is to be freed
+        return run()
+
     def _in_what_room_there_is(self, run: Callable[[], T], notes: list[str]) -> T:
         while True:
             try:
@@ -185,9 +195,7 @@ class Gradients:
     def _free(self) -> None:
         self.graphs.drop()
         self.start_over()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _release()
 
     def state_dict(self) -> dict[str, int]:
         """What a resumed run needs to compute its steps alike."""
@@ -197,6 +205,13 @@ class Gradients:
         """The inverse of `state_dict`."""
         self.micro_batches.load_state_dict(state)
         self.recompute.steps = int(state["recomputed"])
+
+
+def _release() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def full_speed_tokens(device: torch.device) -> int:

@@ -204,9 +204,13 @@ class Trainer:
             return None
         validation = self.examples.validation
         trained = sum(example.n_trained for example in validation)
-        batches = self.micro_batches.batches(validation)
+        reason = self.gradients.graphs.reason
         with self.fast_path.running():
-            loss, self.scores = measure_batches(self.task, self.model, batches, trained)
+            loss, self.scores = self.gradients.beside(
+                lambda: measure_batches(self.task, self.model, self.micro_batches.batches(validation), trained)
+            )
+        if self.gradients.graphs.reason != reason:
+            self.notes.append(self.gradients.graphs.in_words())
         return loss
 
     def _train_step(self) -> tuple[float, Tensor, Summed]:

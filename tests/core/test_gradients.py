@@ -193,6 +193,33 @@ def test_when_nothing_helps_the_error_says_what_to_do(monkeypatch: pytest.Monkey
     assert same_bits(before, trained_state(trainer))
 
 
+def test_graphs_give_their_memory_up_for_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(data=DataConfig(validation_share=0.3))
+    calm, full = toy_trainer(settings), toy_trainer(settings)
+    judged = Completion.judged
+
+    def short(task: Any, *arguments: Any) -> Any:
+        if task is full.task and full.gradients.graphs.keeps_gradients:
+            raise FULL
+        return judged(task, *arguments)
+
+    monkeypatch.setattr(Completion, "judged", short)
+    recorded: Any = {(1,): None}
+    full.gradients.graphs.reason, full.gradients.graphs._recorded = "", recorded
+    assert full.evaluate() == calm.evaluate()
+    assert full.gradients.graphs.reason == "memory is short" and not full.gradients.keeps_buffers
+    assert full.notes == ["Steps run operation by operation: memory is short."]
+
+
+def test_a_measurement_that_does_not_fit_without_graphs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*arguments: Any) -> Any:
+        raise FULL
+
+    monkeypatch.setattr(Completion, "judged", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        toy_trainer(config(data=DataConfig(validation_share=0.3))).evaluate()
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> None:
         raise RuntimeError("shapes do not fit")
