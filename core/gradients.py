@@ -80,9 +80,9 @@ class Gradients:
         Raises OutOfMemoryError when they do not fit, row by row and with every layer recomputed.
         """
         notes: list[str] = []
-        reason = self.graphs.reason
+        graphs = self.graphs.in_words()
         summed = self._in_what_room_there_is(lambda: self._add(rows, step, notes), notes)
-        if self.graphs.reason != reason:
+        if self.graphs.in_words() != graphs:
             summed = replace(summed, notes=(*summed.notes, self.graphs.in_words()))
         self._tight_steps = self._tight_steps + 1 if self._searched else 0
         if self._tight_steps >= TIGHT_STEPS and self.recompute.more():

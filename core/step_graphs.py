@@ -1,9 +1,10 @@
 """Forward and backward pass of a packed batch as one CUDA graph: a small model waits for its launches, not its GPU.
 
 A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded
-when it occurs again, unless the GPU turns out to be busy longer than its launches take. The first replay is compared
-with the ordinary pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and `reason` says
-why.
+when it occurs again. Where the GPU turns out to be busy longer than its launches take, all that a graph saves is the
+start of a step: then nothing is filled up, and only what comes again and again is recorded. The first replay is
+compared with the ordinary pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and
+`reason` says why.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,8 +33,10 @@ MOST_SHAPES = 64
 SLACK_BYTES = 2**26
 LENGTHS = 32  # up to that of a usual batch, that it can be filled up to
 LEAST_MULTIPLE = 64
+OFTEN = 16  # times that a shape has come before it is recorded although the GPU is busy with it
 WARM_UPS = 2
 BUSY = "the GPU is busy longer than the launches take"
+SELDOM = "what comes again and again becomes a CUDA graph"
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
 
 
@@ -55,6 +59,7 @@ class StepGraphs:
         self.settle: Callable[[], None] = lambda: None  # ends a pass: what runs beside it joins it
         self.reason = "graphs are for CUDA devices"
         self._usual = 0  # positions of a batch
+        self._busy = math.inf  # positions from which the GPU is busy longer than the launches take
         self.drop()
 
     def train(self, parameters: list[nn.Parameter]) -> None:
@@ -65,8 +70,7 @@ class StepGraphs:
     def drop(self) -> None:
         """Forget what was recorded, when memory is short or other parameters train."""
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
-        self._seen: set[tuple[int, ...]] = set()
-        self._busy = math.inf  # positions from which the GPU is busy longer than the launches take
+        self._seen: Counter[tuple[int, ...]] = Counter()
         self._pool: Any = None
 
     def enable(self, batch_size: int, lengths: Sequence[int], refusal: str) -> None:
@@ -77,6 +81,9 @@ class StepGraphs:
         self._usual = min(self.batches.tokens, batch_size * sum(lengths) // len(lengths))
         self.reason = refusal or self._why_not()
         if self.reason:
+            return
+        if weights_of(self.model) * self._usual > MOST_WORK:
+            self._busy = 0
             return
         multiple = max(LEAST_MULTIPLE, self._usual // LENGTHS // LEAST_MULTIPLE * LEAST_MULTIPLE)
         self.batches.shape = Shape(multiple, 4 * multiple, batch_size + 2, max(*lengths, multiple))
@@ -89,8 +96,6 @@ class StepGraphs:
             return "only packed rows have static shapes"
         if reason := why_no_varlen_on(self.model):
             return f"its attention is not one kernel: {reason}"
-        if weights_of(self.model) * self._usual > MOST_WORK:
-            return BUSY
         return ""
 
     def give_up(self) -> bool:
@@ -115,10 +120,11 @@ class StepGraphs:
         if self.reason or not isinstance(batch, PackedBatch):
             return False
         shape = _shape_of(batch)
-        if shape not in self._seen:  # recording costs some passes: only for what comes again
-            self._seen.add(shape)
-            return False
-        return shape in self._recorded or (len(self._recorded) < MOST_SHAPES and batch.n_positions < self._busy)
+        if shape in self._recorded:
+            return True
+        self._seen[shape] += 1  # recording costs some passes: only for what comes again
+        is_due = self._seen[shape] > (OFTEN if batch.n_positions >= self._busy else 1)
+        return is_due and len(self._recorded) < MOST_SHAPES
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:
         """Add the gradients of a batch, divided by `trained`, and return the sum of its losses."""
@@ -168,7 +174,7 @@ class StepGraphs:
         device = device_of(self.model)
         random = torch.cuda.get_rng_state(device)
         loss, lag = self._warm_up(static, scale, gradients, before)
-        if lag > MOST_LAG:
+        if lag > MOST_LAG and static.n_positions < self._busy:
             self._is_busy_with(static.n_positions)
             return None, loss
         wanted = [gradient.cpu() for gradient in gradients]
@@ -191,10 +197,10 @@ class StepGraphs:
         return recorded, recorded.loss.clone()
 
     def _is_busy_with(self, positions: int) -> None:
-        """Record no batch of so many positions or more; where that is most of them, no batch has to be filled up."""
+        """Seldom record batches of so many positions or more; where that is most of them, none has to be filled up."""
         self._busy = positions
-        if positions <= self._usual and not self._recorded:
-            self.reason, self.batches.shape = BUSY, Shape()
+        if self._is_seldom:
+            self.batches.shape = Shape()
 
     def _warm_up(
         self, static: PackedBatch, scale: Tensor, gradients: list[Tensor], before: list[Tensor]
@@ -244,9 +250,18 @@ class StepGraphs:
             self.settle()
         return loss.detach()
 
+    @property
+    def _is_seldom(self) -> bool:
+        """Whether the GPU is busy longer than the launches take with most of what comes."""
+        return self._busy <= self._usual and not self._recorded
+
     def in_words(self) -> str:
         """Whether steps run as graphs, and why not."""
-        return f"Steps run operation by operation: {self.reason}." if self.reason else "Steps run as CUDA graphs."
+        if self.reason:
+            return f"Steps run operation by operation: {self.reason}."
+        if self._is_seldom:
+            return f"Steps run operation by operation, as {BUSY}; {SELDOM}."
+        return "Steps run as CUDA graphs."
 
 
 def weights_of(model: nn.Module) -> int:

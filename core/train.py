@@ -204,12 +204,12 @@ class Trainer:
             return None
         validation = self.examples.validation
         trained = sum(example.n_trained for example in validation)
-        reason = self.gradients.graphs.reason
+        graphs = self.gradients.graphs.in_words()
         with self.fast_path.running():
             loss, self.scores = self.gradients.beside(
                 lambda: measure_batches(self.task, self.model, self.micro_batches.batches(validation), trained)
             )
-        if self.gradients.graphs.reason != reason:
+        if self.gradients.graphs.in_words() != graphs:
             self.notes.append(self.gradients.graphs.in_words())
         return loss
 

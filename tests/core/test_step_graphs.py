@@ -6,10 +6,11 @@ import random
 
 import pytest
 
+from core import step_graphs
 from core.data.packing import PackedBatch, Shape
 from core.data.tokenized import TokenizedExample
 from core.micro_batches import MicroBatches
-from core.step_graphs import BUSY, StepGraphs
+from core.step_graphs import BUSY, OFTEN, StepGraphs
 from core.tasks.completion import Completion
 from tests.core.toy import toy_llama
 
@@ -47,12 +48,15 @@ def test_little_of_a_batch_is_filling_and_shapes_come_again(
     assert len({batch.n_positions for batch in made}) < len(made)
 
 
-def test_what_the_gpu_is_busy_with_is_not_recorded(graphs: StepGraphs, examples: list[TokenizedExample]) -> None:
+def test_what_the_gpu_is_busy_with_is_recorded_once_it_has_come_often(
+    graphs: StepGraphs, examples: list[TokenizedExample]
+) -> None:
     small, *_, large = sorted(batches_of(graphs, examples), key=lambda batch: batch.n_positions)
     for batch in (small, large):
         assert not graphs.takes(batch), "it may never come again"
     graphs._is_busy_with(large.n_positions)
-    assert graphs.takes(small) and not graphs.takes(large) and graphs.reason == ""
+    assert graphs.takes(small) and BUSY not in graphs.in_words()
+    assert not any(graphs.takes(large) for _ in range(OFTEN - 1)) and graphs.takes(large)
 
 
 def test_where_the_gpu_is_always_busy_nothing_is_filled_up(
@@ -60,5 +64,16 @@ def test_where_the_gpu_is_always_busy_nothing_is_filled_up(
 ) -> None:
     small = min(batches_of(graphs, examples), key=lambda batch: batch.n_positions)
     graphs._is_busy_with(small.n_positions)
-    assert graphs.reason == BUSY and graphs.batches.shape == Shape()
+    assert BUSY in graphs.in_words() and graphs.reason == "" and graphs.batches.shape == Shape()
     assert all(batch.n_positions == batch.n_tokens for batch in batches_of(graphs, examples))
+
+
+def test_where_no_host_is_slower_than_its_gpu_nothing_is_measured(
+    graphs: StepGraphs, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_graphs, "MOST_WORK", 0)
+    graphs.batches.shape = Shape()
+    graphs.enable(ROWS, [len(example.input_ids) for example in examples], "")
+    assert BUSY in graphs.in_words() and graphs.batches.shape == Shape()
+    batch = graphs.batches.batch(examples[:ROWS])
+    assert [graphs.takes(batch) for _ in range(OFTEN + 1)] == [False] * OFTEN + [True]

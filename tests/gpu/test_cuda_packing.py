@@ -58,11 +58,13 @@ def test_replayed_steps_are_the_ordinary_ones(dropout: float) -> None:
     figure(f"six steps of a toy: replayed {seconds[0] * 1e3:.1f} ms, ordinary {seconds[1] * 1e3:.1f} ms")
 
 
-def test_what_the_gpu_is_busy_with_runs_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("often", [3, 1000])
+def test_what_the_gpu_is_busy_with_is_recorded_when_it_comes_often(monkeypatch: pytest.MonkeyPatch, often: int) -> None:
     monkeypatch.setattr(step_graphs, "MOST_LAG", -1.0)  # as if every pass went on after its last launch
+    monkeypatch.setattr(step_graphs, "OFTEN", often)
     measured, eager = trainer(), trainer(graphs=False)
-    steps, ordinary = first(measured, 24), first(eager, 24)
-    assert measured.gradients.graphs.reason == step_graphs.BUSY and not measured.gradients.keeps_buffers
+    steps, ordinary = first(measured, 40), first(eager, 40)
+    assert measured.gradients.graphs.reason == "" and measured.gradients.keeps_buffers == (often == 3)
     assert any(step_graphs.BUSY in note for metrics in steps[1:] for note in metrics.notes)
     for one, other in zip(steps, ordinary, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=2e-2)
