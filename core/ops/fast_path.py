@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from core.mode import mode
 from core.ops.group import Group
-from core.ops.recognition import FAMILIES, UnfitError, read_projection
-from core.ops.stand_in import LayerStandIn, OutputStandIn
+from core.ops.recognition import FAMILIES, UnfitError, read_last_norm, read_projection
+from core.ops.stand_in import LayerStandIn, NormStandIn, OutputStandIn
 
 LED = 4  # layers whose factors the first has made for all: few kernels, and the device soon has a layer to compute
 PROBE_TOKENS = 8
@@ -92,8 +92,10 @@ class FastPath:
         fused = [stand_in for stand_in in layers.values() if stand_in.fused is not None]
         for index, each in enumerate(fused):
             each.leads = _groups(fused[index : index + LED]) if index % LED == 0 else ()
-        output = self._output()
-        return layers if output is None else {**layers, output: OutputStandIn(output)}
+        ends: dict[nn.Module, Any] = self._last_norm()
+        if (output := self._output()) is not None:
+            ends[output] = OutputStandIn(output)
+        return {**layers, **ends}
 
     def _keep(self, stand_ins: dict[nn.Module, Any]) -> None:
         """Have the stand-ins at hand for the next time, without the factors that were made ahead."""
@@ -101,6 +103,14 @@ class FastPath:
         for stand_in in self._read_before.values():
             for group in stand_in.leads:
                 group.ahead = None
+
+    def _last_norm(self) -> dict[nn.Module, NormStandIn]:
+        """What stands in for the norm behind the last layer, if the model has one of the layers' kind."""
+        norm = getattr(_body(self.model), "norm", None)
+        try:
+            return {} if norm is None else {norm: NormStandIn(norm, read_last_norm(norm, self.layers[0]))}
+        except UnfitError:
+            return {}
 
     def _output(self) -> nn.Module | None:
         """The output layer, if its products would be emulated."""
@@ -114,7 +124,7 @@ class FastPath:
     @torch.no_grad()
     def _gives_own_states(self) -> bool:
         """Whether every layer, on what the model itself gives it, answers as the model's own."""
-        body: Any = getattr(self.model, "base_model", self.model)
+        body = _body(self.model)
         vocabulary = body.get_input_embeddings().num_embeddings
         tokens = torch.arange(min(PROBE_TOKENS, vocabulary), device=next(body.parameters()).device).unsqueeze(0)
         differences: list[Tensor] = []
@@ -123,7 +133,12 @@ class FastPath:
             if (fused := LayerStandIn(layer)).fused is not None:
                 differences.append(_difference(fused(*args, **kwargs), own))
 
+        def compare_norm(norm: nn.Module, args: Any, own: Any) -> None:
+            differences.append(_difference(last_norm[norm](*args), own))
+
+        last_norm = self._last_norm()
         handles = [layer.register_forward_hook(compare, with_kwargs=True) for layer in self.layers]
+        handles += [norm.register_forward_hook(compare_norm) for norm in last_norm]
         try:
             with mode(self.model, training=False):
                 states = body(input_ids=tokens, use_cache=False).last_hidden_state
@@ -132,6 +147,10 @@ class FastPath:
                 handle.remove()
         tolerance = TOLERANCES.get(states.dtype, HALF_TOLERANCE)
         return all(difference <= tolerance for difference in torch.stack(differences).tolist()) if differences else True
+
+
+def _body(model: nn.Module) -> Any:
+    return getattr(model, "base_model", model)
 
 
 def _current(known: LayerStandIn | None, layer: nn.Module) -> LayerStandIn:

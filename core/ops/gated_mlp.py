@@ -18,7 +18,7 @@ from core.ops.group import Group, Kept, scaled
 from core.ops.lora_gate import around_of, joins, lora_gate_backward, lora_gate_forward
 from core.ops.output_linear import end_branch
 from core.ops.precision import compute_dtype
-from core.ops.rms_norm import Norm, norm_again, norm_backward, norm_forward, rms_norm_reference
+from core.ops.rms_norm import Norm, Normed, in_factors, norm_again, norm_backward, norm_forward, rms_norm_reference
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,10 @@ class _GatedMLP(torch.autograd.Function):
         kept_outer, own = mlp.outer.unpack((*outer, *parameters[middle:]))
         behind = mlp.outer.backward(kept_outer, [flat], own, wants[3 + middle :])
         kept, own = mlp.inner.unpack((*inner, *parameters[:middle]), ctx.keeps_inner)
-        needs_h = mlp.inner.needs_input(wants[3 : 3 + middle])
-        h = None
         if ctx.keeps_inner:
             outputs = _outputs_again(mlp.inner, outputs, kept, ctx.dtype)
         else:
-            h = norm_again(rows, rstd, mlp.norm, ctx.dtype)
-            outputs, kept = mlp.inner.again(h, kept, ctx.joined)
-            h = h if needs_h else None
+            outputs, kept = mlp.inner.again(norm_again(rows, rstd, mlp.norm, ctx.dtype), kept, ctx.joined)
         d_gated = behind.of_input(ctx.joined)
         of_b: list[Tensor] = []
         if ctx.joined:
@@ -114,7 +110,7 @@ class _GatedMLP(torch.autograd.Function):
             found_outer = behind.of_parameters(None)
         else:
             gated, d_e, d_u = gate_backward(d_gated, *halves(outputs), mlp.activation)
-            found_outer = behind.of_parameters(gated)
+            found_outer = behind.of_parameters(Normed(gated))
             del gated
         del outputs, d_gated, behind
         inner_gradients = [d_e, d_u] if len(mlp.inner.projections) == 2 else [torch.cat([d_e, d_u], dim=-1)]
@@ -122,10 +118,8 @@ class _GatedMLP(torch.autograd.Function):
         passed = mlp.inner.backward(kept, inner_gradients, own, wants[3 : 3 + middle])
         if ctx.joined:
             passed.take_b(of_b)
-        if needs_h and h is None:
-            h = norm_again(rows, rstd, mlp.norm, ctx.dtype)
-        found_inner = passed.of_parameters(h)
-        del h
+        needs_h = mlp.inner.needs_input(wants[3 : 3 + middle])
+        found_inner = passed.of_parameters(in_factors(rows, rstd, mlp.norm, ctx.dtype) if needs_h else None)
         d_x = norm_backward(passed.of_input(), rows, rstd, mlp.norm, residual).view(ctx.shape) if wants[0] else None
         return (d_x, None, None, *found_inner, *found_outer)
 

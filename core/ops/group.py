@@ -23,6 +23,7 @@ from core.ops.dropout import dropped
 from core.ops.factors import Ahead, make_factors, versions_of
 from core.ops.kernels import kernels_for
 from core.ops.projection import Projection
+from core.ops.rms_norm import Normed
 
 PART = 64  # rows of a gradient that a CPU sums at once
 
@@ -203,7 +204,7 @@ class GroupGradients:
             if self.wants[place + 1]:
                 self.found[place + 1] = gradient.to(self.parameters[place + 1].dtype)
 
-    def of_parameters(self, h: Tensor | None) -> list[Tensor | None]:
+    def of_parameters(self, h: Normed | None) -> list[Tensor | None]:
         """Those of every A, B and m in turn, None where nothing trains; h (N, in) may be None when no A asks for it."""
         for (index, place, _), small in zip(self.group.numbered, self.kept.smalls, strict=True):
             if self.wants[place + 1] and self.found[place + 1] is None:
@@ -213,20 +214,27 @@ class GroupGradients:
                 self.found[place] = gradient if self.wants[place] else None
         return self.found
 
-    def _of_a(self, h: Tensor) -> list[Tensor]:
+    def _of_a(self, h: Normed) -> list[Tensor]:
         """s dS^T drop(h) of every adapted layer; without dropout by one product that reads h once."""
         assert self.joined is not None
         dtype = self.parameters[self.group.places[0]].dtype
+        joined, x, ranks = self.joined, h.x, self.group.ranks
+        if h.rstd is not None:
+            joined = torch.mul(joined, h.rstd, out=torch.empty_like(joined))
         if not self.kept.seeds:
-            found = list(torch.split(wide_product(self.joined.T, h, dtype), self.group.ranks))
+            whole = wide_product(joined.T, x, dtype)
+            found = list(torch.split(whole, ranks))
+            scaled_at_once = [whole] if len(set(self.group.scales)) == 1 else found
         else:
             drawn = iter(self.kept.seeds)
-            smalls = torch.split(self.joined, self.group.ranks, dim=1)
+            smalls = torch.split(joined, ranks, dim=1)
             found = [
-                wide_product(small.T, dropped(h, next(drawn), each.dropout) if each.dropout else h, dtype)
+                wide_product(small.T, dropped(x, next(drawn), each.dropout) if each.dropout else x, dtype)
                 for each, small in zip(self.group.adapted, smalls, strict=True)
             ]
-        torch._foreach_mul_(found, self.group.scales)
+            scaled_at_once = found
+        for part, scale in zip(scaled_at_once, self.group.scales, strict=False):
+            part.mul_(scale if h.gain is None else h.gain.to(dtype) * scale)
         return found
 
     def _unscale(self) -> None:

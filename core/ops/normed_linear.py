@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.ops.group import Group
 from core.ops.precision import compute_dtype
-from core.ops.rms_norm import Norm, norm_again, norm_backward, norm_forward, rms_norm_reference
+from core.ops.rms_norm import Norm, Normed, in_factors, norm_backward, norm_forward, rms_norm_reference
 
 
 def normed_linear_reference(x: Tensor, norm: Norm | None, group: Group) -> list[Tensor]:
@@ -65,7 +65,7 @@ class _NormedLinear(torch.autograd.Function):
         passed = group.backward(kept, flat, parameters, wants[5:])
         h = None
         if group.needs_input(wants[5:]):
-            h = rows.to(ctx.dtype) if norm is None else norm_again(rows, rstd, norm, ctx.dtype)
+            h = Normed(rows.to(ctx.dtype)) if norm is None else in_factors(rows, rstd, norm, ctx.dtype)
         found = passed.of_parameters(h)
         del h
         d_h = passed.of_input() if wants[0] else None

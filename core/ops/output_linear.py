@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.ops.group import Group
 from core.ops.precision import compute_dtype
-from core.ops.rms_norm import Norm, norm_backward, norm_forward, rms_norm_reference
+from core.ops.rms_norm import Norm, Normed, norm_backward, norm_forward, rms_norm_reference
 
 
 def output_linear_reference(x: Tensor, residual: Tensor, group: Group, post: Norm | None = None) -> Tensor:
@@ -61,6 +61,6 @@ class _OutputLinear(torch.autograd.Function):
         if ctx.post is not None:
             flat = norm_backward(flat, y.to(ctx.dtype), rstd, ctx.post)
         passed = ctx.group.backward(kept, [flat], parameters, wants[4:])
-        found = passed.of_parameters(None if x is None else x.to(ctx.dtype))
+        found = passed.of_parameters(None if x is None else Normed(x.to(ctx.dtype)))
         d_x = passed.of_input().to(ctx.x_dtype).view(ctx.shape) if wants[0] else None
         return (d_x, gradient if wants[1] else None, None, None, *found)

@@ -38,6 +38,13 @@ def read_layer(layer: Any) -> FusedLayer:
     return FAMILIES[type(layer).__name__].read(layer)
 
 
+def read_last_norm(norm: Any, layer: Any) -> Norm:
+    """The norm behind the last layer; UnfitError where it is of another kind than those of the layers, or trained."""
+    if type(norm) is not type(layer.input_layernorm):
+        raise UnfitError("the norm behind the layers is of another kind")
+    return FAMILIES[type(layer).__name__].norm(norm)
+
+
 def read_projection(module: nn.Module) -> Projection:
     """A linear layer with its active adapter; UnfitError where it is more than that."""
     if not isinstance(module, AdaptedModule):
@@ -109,24 +116,25 @@ class Family:
         return FusedLayer(
             Attention(
                 attention,
-                self._norm(layer.input_layernorm),
+                self.norm(layer.input_layernorm),
                 _group(attention, self.heads),
                 _group(attention, ("o_proj",)),
-                self._norm(attention.q_norm) if self.has_head_norms else None,
-                self._norm(attention.k_norm) if self.has_head_norms else None,
-                self._norm(after) if self.is_sandwiched else None,
+                self.norm(attention.q_norm) if self.has_head_norms else None,
+                self.norm(attention.k_norm) if self.has_head_norms else None,
+                self.norm(after) if self.is_sandwiched else None,
                 self.options(attention),
             ),
             GatedMLP(
-                self._norm(layer.pre_feedforward_layernorm if self.is_sandwiched else after),
+                self.norm(layer.pre_feedforward_layernorm if self.is_sandwiched else after),
                 _group(mlp, self.inner),
                 _group(mlp, ("down_proj",)),
                 _activation(mlp.config),
-                self._norm(layer.post_feedforward_layernorm) if self.is_sandwiched else None,
+                self.norm(layer.post_feedforward_layernorm) if self.is_sandwiched else None,
             ),
         )
 
-    def _norm(self, module: Any) -> Norm:
+    def norm(self, module: Any) -> Norm:
+        """The settings of one of its norms; UnfitError where it is trained."""
         if isinstance(module, AdaptedModule) or module.weight.requires_grad:
             raise UnfitError("norms of the base itself are trained")
         eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps

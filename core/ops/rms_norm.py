@@ -1,6 +1,7 @@
 """RMSNorm with a frozen weight: y = x rstd (w + offset), rstd = 1 / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019).
 
-Only x and rstd are kept, one number a row; y is worked out again where the backward pass of what follows needs it.
+Only x and rstd are kept, one number a row. What follows reads y backward for the gradients of its A alone, S^T y: there
+y stays in its factors (`Normed`), as (S rstd)^T x gain needs no pass that forms it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ class Norm:
     weight: Tensor  # (D)
     eps: float
     offset: float = 0.0  # Gemma's norms multiply by 1 + w
+
+
+@dataclass(frozen=True)
+class Normed:
+    """y (N, D) in factors: x rstd gain, or x where nothing was normed."""
+
+    x: Tensor  # (N, D)
+    rstd: Tensor | None = None  # (N, 1)
+    gain: Tensor | None = None  # (D)
 
 
 def rms_norm_reference(x: Tensor, norm: Norm) -> Tensor:
@@ -61,6 +71,14 @@ def norm_again(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Tenso
     if (fast := kernels_for(x)) is not None and dtype == x.dtype:
         return fast.norm_again(x, rstd, norm.weight, norm.offset)
     return torch.mul(x, rstd).mul_(_gain(norm, rstd.dtype)).to(dtype)
+
+
+def in_factors(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Normed:
+    """y (N, D) in `dtype` from what was kept of it, for products with y; formed where gradients times rstd may be too
+    small for a format."""
+    if dtype == torch.float16:
+        return Normed(norm_again(x, rstd, norm, dtype))
+    return Normed(x.to(dtype), rstd, _gain(norm, rstd.dtype))
 
 
 def norm_backward(gradient: Tensor, x: Tensor, rstd: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from core.ops.group import Group
 from core.ops.normed_linear import normed_linear
 from core.ops.precision import compute_dtype
 from core.ops.recognition import UnfitError, read_layer, read_projection
+from core.ops.rms_norm import Norm, rms_norm
 
 Keeping = Callable[[Tensor], AbstractContextManager[Any]]
 
@@ -83,6 +84,19 @@ def _seen(modules: list[nn.Module]) -> tuple[Any, ...]:
     watched = [bool(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks)
                for each in modules]  # fmt: skip
     return modules, [id(each) for each in parameters], [each.requires_grad for each in parameters], watched
+
+
+class NormStandIn:
+    """The norm behind the last layer, in one pass each way."""
+
+    def __init__(self, module: nn.Module, norm: Norm) -> None:
+        self.original, self.norm = module.forward, norm
+
+    def __call__(self, x: Tensor) -> Any:
+        """The normed states (..., D); where formats are mixed, the model's own answers."""
+        if x.dtype != self.norm.weight.dtype or torch.is_autocast_enabled(x.device.type):
+            return self.original(x)
+        return rms_norm(x, self.norm)
 
 
 class OutputStandIn:

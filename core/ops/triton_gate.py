@@ -18,7 +18,7 @@ from core.ops.triton_products import blocks_of
 if TYPE_CHECKING:
     from core.ops.lora_gate import Around
 
-FORWARD_TILE = {"ROWS": 64, "BLOCK": 128, "num_warps": 4}  # the fastest of some sizes on an H200, as are the others
+FORWARD_TILE = {"ROWS": 32, "BLOCK": 64, "num_warps": 2}  # the fastest of some sizes on an H200, as are the others
 BACKWARD_TILE = {"ROWS": 16, "BLOCK": 64, "num_warps": 4}
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 1024, 2048  # that a pass is divided into at least, where there is so much
 

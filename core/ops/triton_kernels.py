@@ -23,6 +23,7 @@ from core.ops.triton_products import scale_back as scale_back
 from core.ops.triton_products import scale_columns as scale_columns
 
 LOGITS = 8192  # of a row that a program looks at together
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -95,25 +96,26 @@ def _rope(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _cross_entropy(logits, targets, losses, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    # In powers of 2: that is what the device has an instruction for.
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
-    most, total, own = -1e30, 0.0, 0.0
+    own = tl.load(logits + row * width + tl.maximum(target, 0)).to(tl.float32) * LOG2_E
+    most, total = -1e30, 0.0
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         values = tl.load(logits + row * width + column, mask=column < width, other=-float("inf")).to(tl.float32)
-        larger = tl.maximum(most, tl.max(values, axis=0))
-        total = total * tl.exp(most - larger) + tl.sum(tl.exp(values - larger), axis=0)
-        own += tl.sum(tl.where(column == target, values, 0.0), axis=0)
+        larger = tl.maximum(most, tl.max(values, axis=0) * LOG2_E)
+        total = total * tl.exp2(most - larger) + tl.sum(tl.exp2(values * LOG2_E - larger), axis=0)
         most = larger
-    whole = most + tl.log(total)
+    whole = most + tl.log2(total)
     is_trained = target >= 0
-    tl.store(losses + row, tl.where(is_trained, whole - own, 0.0))
+    tl.store(losses + row, tl.where(is_trained, (whole - own) / LOG2_E, 0.0))
+    share = tl.where(is_trained, 1.0, 0.0)
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
         values = tl.load(logits + row * width + column, mask=inside, other=-float("inf")).to(tl.float32)
-        slope = tl.exp(values - whole) - tl.where(column == target, 1.0, 0.0)
-        slope = tl.where(is_trained, slope, 0.0)
+        slope = share * tl.exp2(values * LOG2_E - whole) - tl.where(column == target, 1.0, 0.0)
         tl.store(logits + row * width + column, slope.to(logits.dtype.element_ty), mask=inside)
 
 

@@ -18,6 +18,7 @@ from core.ops.coverage import METHODS, is_fused
 from core.ops.fast_path import LED, FastPath
 from core.ops.group import Group
 from core.ops.recognition import ADAPTERS, read_layer
+from core.ops.stand_in import NormStandIn
 from core.quantize.model import quantize_model
 from tests.core.ops.families import OWN, adapted, exact, step, tiny, worst_difference
 from tests.core.toy import toy_gpt2, toy_llama
@@ -75,6 +76,17 @@ def test_a_quantised_base_equals_autograd(kind: str, method: str) -> None:
     model = tiny("Llama").double()
     quantize_model(model, kind)
     check(exact(adapted(model, method=method)))
+
+
+def test_the_norm_behind_the_layers_is_fused_unless_it_trains() -> None:
+    model: Any = exact(adapted(tiny("Llama")))
+    own = model.base_model.norm.forward
+    with FastPath(model).running():
+        assert isinstance(model.base_model.norm.forward, NormStandIn)
+    assert model.base_model.norm.forward == own
+    model.base_model.norm.weight.requires_grad_(True)
+    with FastPath(model).running():
+        assert model.base_model.norm.forward == own
 
 
 def test_nothing_flows_below_the_lowest_adapter() -> None:
