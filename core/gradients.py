@@ -94,11 +94,11 @@ class Gradients:
         divided = self.prepared.of(rows, step)
         losses: list[Tensor] = []
         is_replayed = all(self.graphs.has(batch) for batch in divided.batches)
-        before = searches(self.model)
+        before = 0 if is_replayed else searches(self.model)
         with nullcontext() if is_replayed else self._running():
             for self._batch in divided.batches:
                 losses.append(self.add(self._batch, divided.trained))
-        self._searched = searches(self.model) > before
+        self._searched = not is_replayed and searches(self.model) > before
         positions = sum(batch.input_ids.numel() for batch in divided.batches)
         return Summed(divided.parts, losses, divided.trained, divided.tokens, positions, tuple(notes))
 
