@@ -220,7 +220,7 @@ class GroupGradients:
         dtype = self.parameters[self.group.places[0]].dtype
         joined, x, ranks = self.joined, h.x, self.group.ranks
         if h.rstd is not None:
-            joined = torch.mul(joined, h.rstd, out=torch.empty_like(joined))
+            joined = scale_rows(joined, h.rstd)
         if not self.kept.seeds:
             whole = wide_product(joined.T, x, dtype)
             found = list(torch.split(whole, ranks))
@@ -262,6 +262,13 @@ def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor,
     if (kernels := kernels_for(gradient)) is not None:
         return kernels.scale_back(gradient, product, gain)
     return gradient * gain.to(gradient.dtype), (gradient * product).sum(0, dtype=gain.dtype)
+
+
+def scale_rows(small: Tensor, factor: Tensor) -> Tensor:
+    """small (N, r) times factor (N, 1), which may be in a wider format, rounded once."""
+    if (kernels := kernels_for(small)) is not None:
+        return kernels.scale_rows(small, factor)
+    return torch.mul(small, factor, out=torch.empty_like(small))
 
 
 def wide_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:

@@ -68,6 +68,10 @@ class Kernels(Protocol):
         """`group.scaled`, for a start of one row or of all."""
         ...
 
+    def scale_rows(self, small: Tensor, factor: Tensor) -> Tensor:
+        """`group.scale_rows`."""
+        ...
+
     def row_lengths(self, squares: Tensor, cross: Tensor, b: Tensor, gram: Tensor, scale: float) -> Tensor:
         """`core.adapters.dora.row_lengths`."""
         ...

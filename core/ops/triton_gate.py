@@ -114,7 +114,7 @@ def _lora_gate_forward(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _lora_gate_backward(  # type: ignore[no-untyped-def]
-    gradient, e, u, small_e, small_u, d_small, b_e, b_u, a, d_u, sums_a, sums_e, sums_u, rows, width,
+    gradient, e, u, small_e, small_u, d_small, b_e, b_u, a, d_u, sums, rows, width,
     rank_e, rank_u, rank_a, stride_e, stride_u, stride_a, steps, IS_SILU: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -160,12 +160,12 @@ def _lora_gate_backward(  # type: ignore[no-untyped-def]
         total_e = tl.dot(of_e, right_e, total_e, input_precision="ieee")
         total_u = tl.dot(of_u, right_u, total_u, input_precision="ieee")
         row += ROWS
-    part = tl.program_id(1).to(tl.int64) * width
-    tl.store(sums_a + part * rank_a + r[None, :] * width + column[:, None], total_a, mask=of_a)
-    turned = (part + column)[:, None]
-    known, r = (column < width)[:, None], r[None, :]
-    tl.store(sums_e + turned * rank_e + r, total_e, mask=known & (r < rank_e))
-    tl.store(sums_u + turned * rank_u + r, total_u, mask=known & (r < rank_u))
+    part = sums + tl.program_id(1).to(tl.int64) * width * (rank_a + rank_e + rank_u)  # for A, then for both B
+    tl.store(part + r[None, :] * width + column[:, None], total_a, mask=of_a)
+    part += rank_a * width
+    known, column, r = (column < width)[:, None], column[:, None], r[None, :]
+    tl.store(part + column * rank_e + r, total_e, mask=known & (r < rank_e))
+    tl.store(part + rank_e * width + column * rank_u + r, total_u, mask=known & (r < rank_u))
 
 
 def gate_forward(e: Tensor, u: Tensor, is_silu: bool) -> Tensor:
@@ -212,17 +212,16 @@ def lora_gate_backward(
     steps = _steps(down, across, BACKWARD_PROGRAMS)
     parts = triton.cdiv(down, steps)
     gradient, d_u = gradient.contiguous(), torch.empty_like(e)
-    shapes = (ranks[2], width), (width, ranks[0]), (width, ranks[1])
-    sums = [torch.empty(parts, *shape, dtype=torch.float32, device=e.device) for shape in shapes]
+    sums = torch.empty(parts, sum(ranks) * width, dtype=torch.float32, device=e.device)
     small_e, small_u, *others = _factors(around)
     d_small = _side_by_side(d_small)
     strides = [small.stride(0) for small in (small_e, small_u, d_small)]
     _lora_gate_backward[across, parts](
-        gradient, e.contiguous(), u.contiguous(), small_e, small_u, d_small, *others, d_u, *sums,
+        gradient, e.contiguous(), u.contiguous(), small_e, small_u, d_small, *others, d_u, sums,
         rows, width, *ranks, *strides, steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
-    d_a, d_b_e, d_b_u = (part.sum(0) for part in sums)
-    return gradient, d_u, d_a, d_b_e, d_b_u
+    d_a, d_b_e, d_b_u = torch.split(sums.sum(0), [ranks[2] * width, ranks[0] * width, ranks[1] * width])
+    return gradient, d_u, d_a.view(ranks[2], width), d_b_e.view(width, ranks[0]), d_b_u.view(width, ranks[1])
 
 
 def _factors(around: Around) -> list[Tensor]:

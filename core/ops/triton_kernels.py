@@ -21,6 +21,7 @@ from core.ops.triton_products import add_product as add_product
 from core.ops.triton_products import row_lengths as row_lengths
 from core.ops.triton_products import scale_back as scale_back
 from core.ops.triton_products import scale_columns as scale_columns
+from core.ops.triton_products import scale_rows as scale_rows
 
 LOGITS = 8192  # of a row that a program looks at together
 LOG2_E = tl.constexpr(1.4426950408889634)

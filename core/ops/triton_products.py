@@ -31,6 +31,18 @@ def _scale_columns(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _scale_rows(  # type: ignore[no-untyped-def]
+    x, factor, made, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < width)
+    values = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    values *= tl.load(factor + row, mask=row < rows, other=0.0)
+    tl.store(made + row * width + column, values.to(made.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _add_product(  # type: ignore[no-untyped-def]
     start, small, b, made, rows, width, rank, start_stride, small_stride, b_stride,
     RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -91,6 +103,17 @@ def scale_columns(product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor
     _scale_columns[grid](
         product, gain.contiguous(), added, made, product.shape[1], stride, HAS_START=start is not None, **tile
     )
+    return made
+
+
+def scale_rows(small: Tensor, factor: Tensor) -> Tensor:
+    """`group.scale_rows`."""
+    small = small.contiguous()
+    made = torch.empty_like(small)
+    rows, width = small.shape
+    block = triton.next_power_of_2(width)
+    tile = {"BLOCK": block, "ROWS": max(1, TILE // block)}
+    _scale_rows[(triton.cdiv(rows, tile["ROWS"]),)](small, factor.contiguous(), made, rows, width, **tile)
     return made
 
 
