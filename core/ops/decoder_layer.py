@@ -23,7 +23,7 @@ from core.ops.normed_linear import begin_branch
 from core.ops.output_linear import output_linear
 from core.ops.precision import compute_dtype
 from core.ops.rms_norm import Norm, rms_norm
-from core.ops.rope import rope
+from core.ops.rope import Turn, rope
 
 
 class Again(IntEnum):
@@ -93,14 +93,15 @@ def _attention(
 def _heads(hidden: Tensor, parts: Attention, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k and v (B, T, heads, width), normed and turned; and the hidden states, for the sum behind the attention."""
     module: Any = parts.module
-    outputs, hidden = begin_branch(hidden, parts.norm, parts.heads, compute_dtype(hidden))
-    if len(outputs) == 1:
-        kv = module.config.num_key_value_heads * module.head_dim
-        outputs = torch.split(outputs[0], [outputs[0].shape[-1] - 2 * kv, kv, kv], dim=-1)
+    dtype = compute_dtype(hidden)
+    cos, sin = (each.to(dtype) for each in positions)
+    if parts.query_norm is None or parts.key_norm is None:
+        turn = Turn(cos, sin, module.head_dim, module.config.num_key_value_heads)
+        (query, key, value), hidden = begin_branch(hidden, parts.norm, parts.heads, dtype, turn)
+        return query, key, value, hidden
+    outputs, hidden = begin_branch(hidden, parts.norm, parts.heads, dtype)
     query, key, value = (each.view(*each.shape[:-1], -1, module.head_dim) for each in outputs)
-    if parts.query_norm is not None and parts.key_norm is not None:
-        query, key = rms_norm(query, parts.query_norm), rms_norm(key, parts.key_norm)
-    cos, sin = (each.to(query.dtype) for each in positions)
+    query, key = rms_norm(query, parts.query_norm), rms_norm(key, parts.key_norm)
     return rope(query, cos, sin), rope(key, cos, sin), value, hidden
 
 

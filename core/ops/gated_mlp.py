@@ -63,7 +63,7 @@ class _GatedMLP(torch.autograd.Function):
         rows, wide = x.reshape(-1, x.shape[-1]), compute_dtype(x)
         h, rstd = norm_forward(rows, mlp.norm, wide)
         joined = joins(mlp.inner, mlp.outer, mlp.activation, h)
-        outputs, inner = mlp.inner.forward(h, is_bare=joined)
+        outputs, inner = mlp.inner.forward(h, bare=2 if joined else 0)
         del h
         smalls = None  # of the layer behind
         if joined:
@@ -100,7 +100,7 @@ class _GatedMLP(torch.autograd.Function):
         if ctx.keeps_inner:
             outputs = _outputs_again(mlp.inner, outputs, kept, ctx.dtype)
         else:
-            outputs, kept = mlp.inner.again(norm_again(rows, rstd, mlp.norm, ctx.dtype), kept, ctx.joined)
+            outputs, kept = mlp.inner.again(norm_again(rows, rstd, mlp.norm, ctx.dtype), kept, 2 if ctx.joined else 0)
         d_gated = behind.of_input(ctx.joined)
         of_b: list[Tensor] = []
         if ctx.joined:

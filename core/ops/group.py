@@ -12,9 +12,10 @@ resumed run would not be the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from core.ops.factors import Ahead, make_factors, versions_of
 from core.ops.kernels import kernels_for
 from core.ops.projection import Projection
 from core.ops.rms_norm import Normed
+from core.quantize.linear import QuantizedLinear
 
 PART = 64  # rows of a gradient that a CPU sums at once
 
@@ -83,11 +85,12 @@ class Group:
         return Kept(*parts), tuple(tensors[start:])
 
     def forward(
-        self, h: Tensor, residual: Tensor | None = None, smalls: Sequence[Tensor] | None = None, is_bare: bool = False
+        self, h: Tensor, residual: Tensor | None = None, smalls: Sequence[Tensor] | None = None, bare: int = 0
     ) -> tuple[list[Tensor], Kept]:
         """The outputs (N, out) of rows h (N, in); `residual` (N, out) is added to the only one.
 
-        `smalls` are the S where they are known already; `is_bare` leaves the small products S B^T to the caller.
+        `smalls` are the S where they are known already; those of the first `bare` outputs that S B^T is to be added to
+        are left to the caller.
         """
         seeds = [seed for each in self.projections if (seed := each.draw_seed(h)) is not None]
         factors = self.factors(h.dtype)
@@ -95,18 +98,19 @@ class Group:
         lengths = [each.norms() for each in self.scaled]
         gains = [each.parameters[2].detach() / length for each, length in zip(self.scaled, lengths, strict=True)]
         kept = Kept(factors, tuple(smalls), tuple(seeds), tuple(lengths), tuple(gains), ())
-        return self._outputs(h, kept, residual, is_bare)
+        return self._outputs(h, kept, residual, bare)
 
-    def again(self, h: Tensor, kept: Kept, is_bare: bool = False) -> tuple[list[Tensor], Kept]:
+    def again(self, h: Tensor, kept: Kept, bare: int = 0) -> tuple[list[Tensor], Kept]:
         """The outputs of a forward pass without residual once more, bit for bit, whatever was dropped from h in it."""
-        return self._outputs(h, kept, None, is_bare)
+        return self._outputs(h, kept, None, bare)
 
-    def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None, is_bare: bool) -> tuple[list[Tensor], Kept]:
+    def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None, bare: int) -> tuple[list[Tensor], Kept]:
         outputs: list[Tensor] = []
         products: list[Tensor] = []
         small, factor, gain = iter(kept.smalls), iter(kept.factors[1:]), iter(kept.gains)
-        for each in self.projections:
-            own = (next(small), next(factor)) if each.adapter is not None and not is_bare else None
+        for index, each in enumerate(self.projections):
+            own = (next(small), next(factor)) if each.adapter is not None else None
+            own = None if index < bare else own
             if each.is_dora:
                 products.append(_product(each, h, own, None))
                 outputs.append(scaled(each, products[-1], next(gain), residual))
@@ -139,6 +143,24 @@ class Group:
     ) -> GroupGradients:
         """The gradients that follow from those of the outputs (N, out); `wants` says which parameters train."""
         return GroupGradients(self, kept, gradients, parameters, wants)
+
+    def stacked(self, dtype: torch.dtype) -> Tensor | None:
+        """The weights of several layers as one (sum of out, in), where they lie below each other in memory."""
+        if len(self.projections) < 2 or any(isinstance(each.base, QuantizedLinear) for each in self.projections):
+            return None
+        return below_each_other([each.weight(dtype) for each in self.projections])
+
+    def stack(self) -> None:
+        """Lay the frozen weights of several linear layers below each other in memory, without changing a number."""
+        bases: list[Any] = [each.base for each in self.projections]
+        if len(bases) < 2 or any(isinstance(base, QuantizedLinear) for base in bases):
+            return
+        weights = [base.weight for base in bases]
+        if len({(weight.dtype, weight.device) for weight in weights}) > 1 or below_each_other(weights) is not None:
+            return
+        whole = torch.cat([weight.detach() for weight in weights])
+        for base, part in zip(bases, torch.split(whole, [len(weight) for weight in weights]), strict=True):
+            base.weight.data = part
 
     def needs_input(self, wants: Sequence[bool]) -> bool:
         """Whether the gradients need h: when an A trains."""
@@ -186,11 +208,19 @@ class GroupGradients:
                 part = small @ a
                 part = dropped(part, next(drawn), each.dropout) if each.dropout else part
                 total = part if total is None else total.add_(part)
-        for each, gradient in zip(self.group.projections, self.inner, strict=True):
-            weight = each.weight(dtype)
+        for gradient, weight in self._pairs(dtype):
             total = gradient @ weight if total is None else total.addmm_(gradient, weight)
         assert total is not None
         return total
+
+    def _pairs(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """dy and W of every layer, or of all of them at once where they lie so: fewer passes over the sum."""
+        whole, weight = side_by_side(self.inner), self.group.stacked(dtype)
+        if whole is not None and weight is not None:
+            yield whole, weight
+            return
+        for each, gradient in zip(self.group.projections, self.inner, strict=True):
+            yield gradient, each.weight(dtype)
 
     def take_a(self, gradients: Sequence[Tensor]) -> None:
         """Those of every A without its s, (r, in) each, which the caller has worked out."""
@@ -246,6 +276,32 @@ class GroupGradients:
                 self.inner[index], sums = scale_back(self.inner[index], next(products), next(gains))
                 if self.wants[place + 2]:
                     self.found[place + 2] = sums.to(length.dtype) / length
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    """The matrix that parts (N, each) are the columns of, one behind the other; None where they are not."""
+    first, width = parts[0], 0
+    for part in parts:
+        is_next = part.storage_offset() == first.storage_offset() + width and part.stride() == first.stride()
+        if not (is_next and part.stride(1) == 1 and _share_memory(part, first)):
+            return None
+        width += part.shape[1]
+    return first.as_strided((len(first), width), first.stride()) if width <= first.stride(0) else None
+
+
+def below_each_other(parts: Sequence[Tensor]) -> Tensor | None:
+    """The matrix that parts (each, D) are the rows of, one behind the other; None where they are not."""
+    first, rows = parts[0], 0
+    for part in parts:
+        is_next = part.storage_offset() == first.storage_offset() + rows * first.shape[1]
+        if not (is_next and part.is_contiguous() and _share_memory(part, first)) or part.shape[1] != first.shape[1]:
+            return None
+        rows += len(part)
+    return first.as_strided((rows, first.shape[1]), first.stride())
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | None = None) -> Tensor:

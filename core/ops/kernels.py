@@ -60,8 +60,16 @@ class Kernels(Protocol):
         """`lora_gate.lora_gate_backward`."""
         ...
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:
-        """`rope.rope`, or its gradient."""
+    def rope(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        is_back: bool,
+        own: tuple[Tensor, Tensor] | None = None,
+        made: Tensor | None = None,
+    ) -> Tensor:
+        """`rope.rope`, or its gradient; `rope.Turn` says what S and B are for, and where the result may go."""
         ...
 
     def scale_columns(self, product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 from core.ops.group import Group
 from core.ops.precision import compute_dtype
 from core.ops.rms_norm import Norm, Normed, in_factors, norm_backward, norm_forward, rms_norm_reference
+from core.ops.rope import Turn
+
+FIRST = 6  # place of the first parameter among the arguments
 
 
 def normed_linear_reference(x: Tensor, norm: Norm | None, group: Group) -> list[Tensor]:
@@ -20,13 +23,18 @@ def normed_linear_reference(x: Tensor, norm: Norm | None, group: Group) -> list[
 
 def normed_linear(x: Tensor, norm: Norm | None, group: Group, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """The outputs (..., out) in `dtype`, by default that of x (..., in)."""
-    made: tuple[Tensor, ...] = _NormedLinear.apply(x, norm, group, dtype or x.dtype, False, *group.parameters)  # type: ignore[no-untyped-call]
+    made: tuple[Tensor, ...] = _NormedLinear.apply(x, norm, group, dtype or x.dtype, False, None, *group.parameters)  # type: ignore[no-untyped-call]
     return made
 
 
-def begin_branch(x: Tensor, norm: Norm, group: Group, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
-    """`normed_linear`, and x for the sum at the branch's end, whose gradient is then added in the norm's own pass."""
-    *outputs, same = _NormedLinear.apply(x, norm, group, dtype, True, *group.parameters)  # type: ignore[no-untyped-call]
+def begin_branch(
+    x: Tensor, norm: Norm, group: Group, dtype: torch.dtype, turn: Turn | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """`normed_linear`, and x for the sum at the branch's end, whose gradient is then added in the norm's own pass.
+
+    With a `turn` the outputs are q, k and v (B, T, heads, width), q and k turned.
+    """
+    *outputs, same = _NormedLinear.apply(x, norm, group, dtype, True, turn, *group.parameters)  # type: ignore[no-untyped-call]
     return tuple(outputs), same
 
 
@@ -39,16 +47,20 @@ class _NormedLinear(torch.autograd.Function):
         group: Group,
         dtype: torch.dtype,
         returns_x: bool,
+        turn: Turn | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         rows, wide = x.reshape(-1, x.shape[-1]), compute_dtype(x)
         h, rstd = (rows.to(wide), None) if norm is None else norm_forward(rows, norm, wide)
-        outputs, kept = group.forward(h)
-        ctx.norm, ctx.group, ctx.shape, ctx.dtype = norm, group, x.shape, wide
+        is_added = turn is not None and turn.adds(group, h)
+        outputs, kept = group.forward(h, bare=2 if is_added else 0)
+        ctx.norm, ctx.group, ctx.shape, ctx.dtype, ctx.turn = norm, group, x.shape, wide, turn
         needs_rows = norm is not None and ctx.needs_input_grad[0]
-        needs_rows |= group.needs_input(ctx.needs_input_grad[5:])
+        needs_rows |= group.needs_input(ctx.needs_input_grad[FIRST:])
         ctx.save_for_backward(rows if needs_rows else None, rstd if needs_rows else None, *kept.tensors, *parameters)
         made = [each.to(dtype).view(*x.shape[:-1], -1) for each in outputs]
+        if turn is not None:
+            made = turn.forward(made, kept if is_added else None)
         ctx.count = len(made)
         if returns_x:
             made.append(x.view_as(x))
@@ -61,10 +73,13 @@ class _NormedLinear(torch.autograd.Function):
         rows, rstd, *rest = ctx.saved_tensors
         group, norm, wants = ctx.group, ctx.norm, ctx.needs_input_grad
         kept, parameters = group.unpack(rest)
-        flat = [each.reshape(-1, each.shape[-1]).to(ctx.dtype) for each in gradients[: ctx.count]]
-        passed = group.backward(kept, flat, parameters, wants[5:])
+        given = gradients[: ctx.count]
+        if ctx.turn is not None:
+            given = ctx.turn.backward(given, len(group.projections))
+        flat = [each.reshape(-1, each.shape[-1]).to(ctx.dtype) for each in given]
+        passed = group.backward(kept, flat, parameters, wants[FIRST:])
         h = None
-        if group.needs_input(wants[5:]):
+        if group.needs_input(wants[FIRST:]):
             h = Normed(rows.to(ctx.dtype)) if norm is None else in_factors(rows, rstd, norm, ctx.dtype)
         found = passed.of_parameters(h)
         del h
@@ -72,4 +87,4 @@ class _NormedLinear(torch.autograd.Function):
         if d_h is not None and norm is not None:
             residual = [each.reshape(rows.shape) for each in gradients[ctx.count :]]
             d_h = norm_backward(d_h, rows, rstd, norm, *residual)
-        return (None if d_h is None else d_h.view(ctx.shape), None, None, None, None, *found)
+        return (None if d_h is None else d_h.view(ctx.shape), *[None] * (FIRST - 1), *found)

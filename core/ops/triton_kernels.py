@@ -22,6 +22,7 @@ from core.ops.triton_products import row_lengths as row_lengths
 from core.ops.triton_products import scale_back as scale_back
 from core.ops.triton_products import scale_columns as scale_columns
 from core.ops.triton_products import scale_rows as scale_rows
+from core.ops.triton_rope import rope as rope
 
 LOGITS = 8192  # of a row that a program looks at together
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -63,36 +64,6 @@ def _norm_backward(  # type: ignore[no-untyped-def]
     if HAS_RESIDUAL:
         d_x += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(made + place, d_x.to(made.dtype.element_ty), mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _rope(  # type: ignore[no-untyped-def]
-    x, cos, sin, made, length, heads, size, half, batch_stride, token_stride, head_stride, angle_stride,
-    IS_BACK: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    batch, position = token // length, token % length
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    angle = batch * angle_stride + position * 2 * half + column
-    known = column < half
-    cos_1 = tl.load(cos + angle, mask=known, other=0.0).to(tl.float32)
-    cos_2 = tl.load(cos + angle + half, mask=known, other=0.0).to(tl.float32)
-    sin_1 = tl.load(sin + angle, mask=known, other=0.0).to(tl.float32)
-    sin_2 = tl.load(sin + angle + half, mask=known, other=0.0).to(tl.float32)
-    inside = (head < heads) & known
-    place = batch * batch_stride + position * token_stride + head * head_stride + column
-    first = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(x + place + half, mask=inside, other=0.0).to(tl.float32)
-    if IS_BACK:
-        turned_1 = first * cos_1 + second * sin_2
-        turned_2 = second * cos_2 - first * sin_1
-    else:
-        turned_1 = first * cos_1 - second * sin_1
-        turned_2 = second * cos_2 + first * sin_2
-    target = (token * heads + head) * size + column
-    tl.store(made + target, turned_1.to(made.dtype.element_ty), mask=inside)
-    tl.store(made + target + half, turned_2.to(made.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -170,24 +141,6 @@ def norm_backward(
     _norm_backward[grid](
         gradient, x, rstd, weight, added, made, len(x), x.shape[1], offset, HAS_RESIDUAL=residual is not None, **tile
     )
-    return made
-
-
-def rope(x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:
-    """`rope.rope`, or its gradient."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    cos, sin = cos.contiguous(), sin.contiguous()
-    batch, length, heads, size = x.shape
-    half = cos.shape[-1] // 2
-    made = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    block = triton.next_power_of_2(half)
-    tile = min(triton.next_power_of_2(heads), max(1, TILE // block))
-    shared = 0 if len(cos) == 1 else length * 2 * half
-    _rope[(batch * length, triton.cdiv(heads, tile))](
-        x, cos, sin, made, length, heads, size, half, *x.stride()[:3], shared, IS_BACK=is_back, HEADS=tile, BLOCK=block
-    )
-    if 2 * half < size:
-        made[..., 2 * half :] = x[..., 2 * half :]
     return made
 
 

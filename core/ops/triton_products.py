@@ -16,6 +16,13 @@ SUMMED_ROWS = 32  # that one program sums column by column
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def load_small(pointer: Any, row: Any, rows: Any, rank: Any, stride: Any, RANK: tl.constexpr) -> Any:
+    """Rows of an S, or columns of a B: (len(row), RANK), zeros beyond the rank."""
+    r = tl.arange(0, RANK)[None, :]
+    return tl.load(pointer + row[:, None] * stride + r, mask=(row < rows)[:, None] & (r < rank), other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _scale_columns(  # type: ignore[no-untyped-def]
     product, gain, start, made, width, start_stride, HAS_START: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

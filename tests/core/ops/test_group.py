@@ -13,7 +13,7 @@ from core.adapters.host import AdaptedModule
 from core.config import AdapterConfig
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.gating import SILU
-from core.ops.group import PART, Group, wide_product
+from core.ops.group import PART, Group, below_each_other, side_by_side, wide_product
 from core.ops.lora_gate import joins
 from core.ops.normed_linear import normed_linear, normed_linear_reference
 from core.ops.output_linear import output_linear, output_linear_reference
@@ -96,6 +96,35 @@ def test_an_mlp_whose_gate_takes_the_small_products_over(
     monkeypatch.setattr("core.ops.gated_mlp.joins", lambda *_: True)
     x = rows()
     same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.parameters])
+
+
+def test_products_of_stacked_weights_are_one_product() -> None:
+    """As q, k and v lie on CUDA devices, where their gradients come side by side."""
+    group = layers("lora", (WIDTH, 8), (WIDTH, 4), (WIDTH, 4))
+    weights = [each.base.weight.clone() for each in group.projections]
+    apart = group.stacked(torch.float64)
+    group.stack()
+    assert apart is None and torch.equal(group.stacked(torch.float64), torch.cat(weights))
+    assert all(torch.equal(each.base.weight, own) for each, own in zip(group.projections, weights, strict=True))
+    _, kept = group.forward(rows(trains=False).view(-1, WIDTH))
+    gradients = torch.split(torch.randn(10, 16, dtype=torch.float64), [8, 4, 4], dim=1)
+    wants = [True] * len(group.parameters)
+    together, each_alone = (
+        group.backward(kept, form, group.parameters, wants).of_input()
+        for form in (gradients, [gradient.clone() for gradient in gradients])
+    )
+    torch.testing.assert_close(together, each_alone, rtol=1e-12, atol=1e-12)
+
+
+def test_what_lies_side_by_side_is_seen() -> None:
+    whole = torch.arange(24.0).view(4, 6)
+    assert torch.equal(side_by_side(torch.split(whole, [1, 3, 2], dim=1)), whole)
+    assert torch.equal(side_by_side([whole[:, 1:3], whole[:, 3:5]]), whole[:, 1:5])
+    assert side_by_side([whole[:, 3:], whole[:, :3]]) is None and side_by_side([whole, whole.clone()]) is None
+    assert side_by_side([whole, whole]) is None and side_by_side(torch.split(whole.T, 2, dim=1)) is None
+    assert torch.equal(below_each_other(torch.split(whole, [1, 3])), whole)
+    assert below_each_other([whole[2:], whole[:2]]) is None and below_each_other([whole[:1], whole[2:]]) is None
+    assert below_each_other(torch.split(whole, 3, dim=1)) is None
 
 
 @pytest.mark.parametrize("form", [normed_linear, normed_linear_reference])

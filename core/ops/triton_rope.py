@@ -1,0 +1,79 @@
+"""Rotary positions as a Triton kernel, which adds a small product first where q or k have a LoRA."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from core.ops.triton_products import load_small
+
+TOKENS, HEADS = 16, 8  # that a program turns at most
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rope(  # type: ignore[no-untyped-def]
+    x, cos, sin, small, b, made, tokens, length, heads, size, half, rank, x_batch, x_token, x_head,
+    made_batch, made_token, made_head, angle_batch, small_stride, IS_BACK: tl.constexpr, HAS_SMALL: tl.constexpr,
+    RANK: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    batch, position = token // length, token % length
+    column = tl.arange(0, BLOCK)
+    inside = (token < tokens)[:, None] & (column < half)[None, :]
+    angle = (batch * angle_batch + position * 2 * half)[:, None] + column[None, :]
+    cos_1 = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
+    cos_2 = tl.load(cos + angle + half, mask=inside, other=0.0).to(tl.float32)
+    sin_1 = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
+    sin_2 = tl.load(sin + angle + half, mask=inside, other=0.0).to(tl.float32)
+    source = (batch * x_batch + position * x_token)[:, None] + column[None, :]
+    target = (batch * made_batch + position * made_token)[:, None] + column[None, :]
+    if HAS_SMALL:
+        left = load_small(small, token, tokens, rank, small_stride, RANK)
+    first_head = tl.program_id(1) * HEADS
+    for head in range(first_head, tl.minimum(first_head + HEADS, heads)):
+        first = tl.load(x + source + head * x_head, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(x + source + head * x_head + half, mask=inside, other=0.0).to(tl.float32)
+        if HAS_SMALL:
+            of_first = load_small(b + head * size * rank, column, half, rank, rank, RANK)
+            of_second = load_small(b + (head * size + half) * rank, column, half, rank, rank, RANK)
+            first = tl.dot(left, tl.trans(of_first), first, input_precision="ieee")
+            second = tl.dot(left, tl.trans(of_second), second, input_precision="ieee")
+        if IS_BACK:
+            turned_1 = first * cos_1 + second * sin_2
+            turned_2 = second * cos_2 - first * sin_1
+        else:
+            turned_1 = first * cos_1 - second * sin_1
+            turned_2 = second * cos_2 + first * sin_2
+        tl.store(made + target + head * made_head, turned_1.to(made.dtype.element_ty), mask=inside)
+        tl.store(made + target + head * made_head + half, turned_2.to(made.dtype.element_ty), mask=inside)
+
+
+def rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    is_back: bool,
+    own: tuple[Tensor, Tensor] | None = None,
+    made: Tensor | None = None,
+) -> Tensor:
+    """`kernels.Kernels.rope`: x (B, T, H, D), cos and sin (B or 1, T, R), S (B * T, r) and B (H * D, r)."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    cos, sin = cos.contiguous(), sin.contiguous()
+    batch, length, heads, size = x.shape
+    half = cos.shape[-1] // 2
+    made = torch.empty(x.shape, dtype=x.dtype, device=x.device) if made is None else made
+    small, b = (x, x) if own is None else (own[0], own[1].contiguous())
+    small = small if small.stride(-1) == 1 else small.contiguous()
+    rank = 0 if own is None else b.shape[1]
+    tile = {"RANK": max(16, triton.next_power_of_2(rank)), "BLOCK": max(16, triton.next_power_of_2(half))}
+    shared = 0 if len(cos) == 1 else length * 2 * half
+    tokens, at_once = batch * length, min(HEADS, heads)
+    _rope[(triton.cdiv(tokens, TOKENS), triton.cdiv(heads, at_once))](
+        x, cos, sin, small, b, made, tokens, length, heads, size, half, rank, *x.stride()[:3], *made.stride()[:3],
+        shared, small.stride(0), IS_BACK=is_back, HAS_SMALL=own is not None, TOKENS=TOKENS, HEADS=at_once, **tile,
+    )  # fmt: skip
+    if 2 * half < size:
+        made[..., 2 * half :] = x[..., 2 * half :]
+    return made
