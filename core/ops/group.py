@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.ops.adjacent import below_each_other, side_by_side
 from core.ops.dropout import dropped
 from core.ops.factors import Ahead, make_factors, versions_of
 from core.ops.kernels import kernels_for
@@ -276,32 +277,6 @@ class GroupGradients:
                 self.inner[index], sums = scale_back(self.inner[index], next(products), next(gains))
                 if self.wants[place + 2]:
                     self.found[place + 2] = sums.to(length.dtype) / length
-
-
-def side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
-    """The matrix that parts (N, each) are the columns of, one behind the other; None where they are not."""
-    first, width = parts[0], 0
-    for part in parts:
-        is_next = part.storage_offset() == first.storage_offset() + width and part.stride() == first.stride()
-        if not (is_next and part.stride(1) == 1 and _share_memory(part, first)):
-            return None
-        width += part.shape[1]
-    return first.as_strided((len(first), width), first.stride()) if width <= first.stride(0) else None
-
-
-def below_each_other(parts: Sequence[Tensor]) -> Tensor | None:
-    """The matrix that parts (each, D) are the rows of, one behind the other; None where they are not."""
-    first, rows = parts[0], 0
-    for part in parts:
-        is_next = part.storage_offset() == first.storage_offset() + rows * first.shape[1]
-        if not (is_next and part.is_contiguous() and _share_memory(part, first)) or part.shape[1] != first.shape[1]:
-            return None
-        rows += len(part)
-    return first.as_strided((rows, first.shape[1]), first.stride())
-
-
-def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from core.ops.triton_products import blocks_of, load_small
+from core.ops.triton_products import _load_small, blocks_of
 
 if TYPE_CHECKING:
     from core.ops.lora_gate import Around
@@ -81,8 +81,8 @@ def _lora_gate_forward(  # type: ignore[no-untyped-def]
     stride_e, stride_u, steps, IS_SILU: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    left_e = load_small(small_e, row, rows, rank_e, stride_e, RANK)
-    left_u = load_small(small_u, row, rows, rank_u, stride_u, RANK)
+    left_e = _load_small(small_e, row, rows, rank_e, stride_e, RANK)
+    left_u = _load_small(small_u, row, rows, rank_u, stride_u, RANK)
     r = tl.arange(0, RANK)
     total = tl.zeros((ROWS, RANK), dtype=tl.float32)
     for step in range(steps):
@@ -91,8 +91,8 @@ def _lora_gate_forward(  # type: ignore[no-untyped-def]
         place = row[:, None] * width + column[None, :]
         gate = tl.load(e + place, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(u + place, mask=inside, other=0.0).to(tl.float32)
-        right_e = tl.trans(load_small(b_e, column, width, rank_e, rank_e, RANK))
-        right_u = tl.trans(load_small(b_u, column, width, rank_u, rank_u, RANK))
+        right_e = tl.trans(_load_small(b_e, column, width, rank_e, rank_e, RANK))
+        right_u = tl.trans(_load_small(b_u, column, width, rank_u, rank_u, RANK))
         gate = tl.dot(left_e, right_e, gate, input_precision="ieee")
         up = tl.dot(left_u, right_u, up, input_precision="ieee")
         value, _ = _activate(gate, IS_SILU)
@@ -115,8 +115,8 @@ def _lora_gate_backward(  # type: ignore[no-untyped-def]
     # The next tile is asked for before the current one is computed, as memory takes longer than that.
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     r = tl.arange(0, RANK)
-    left_e = load_small(b_e, column, width, rank_e, rank_e, RANK)
-    left_u = load_small(b_u, column, width, rank_u, rank_u, RANK)
+    left_e = _load_small(b_e, column, width, rank_e, rank_e, RANK)
+    left_u = _load_small(b_u, column, width, rank_u, rank_u, RANK)
     of_a = (column < width)[:, None] & (r < rank_a)[None, :]
     left_a = tl.load(a + r[None, :] * width + column[:, None], mask=of_a, other=0.0)
     total_a = tl.zeros((BLOCK, RANK), dtype=tl.float32)
@@ -137,9 +137,9 @@ def _lora_gate_backward(  # type: ignore[no-untyped-def]
         next_g = tl.load(gradient + behind, mask=further, other=0.0)
         next_e = tl.load(e + behind, mask=further, other=0.0)
         next_u = tl.load(u + behind, mask=further, other=0.0)
-        right_a = load_small(d_small, row, rows, rank_a, stride_a, RANK)
-        right_e = load_small(small_e, row, rows, rank_e, stride_e, RANK)
-        right_u = load_small(small_u, row, rows, rank_u, stride_u, RANK)
+        right_a = _load_small(d_small, row, rows, rank_a, stride_a, RANK)
+        right_e = _load_small(small_e, row, rows, rank_e, stride_e, RANK)
+        right_u = _load_small(small_u, row, rows, rank_u, stride_u, RANK)
         g = tl.dot(left_a, tl.trans(right_a), g, input_precision="ieee")
         gate = tl.dot(left_e, tl.trans(right_e), gate, input_precision="ieee")
         up = tl.dot(left_u, tl.trans(right_u), up, input_precision="ieee")

@@ -16,7 +16,7 @@ SUMMED_ROWS = 32  # that one program sums column by column
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_small(pointer: Any, row: Any, rows: Any, rank: Any, stride: Any, RANK: tl.constexpr) -> Any:
+def _load_small(pointer, row, rows, rank, stride, RANK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows of an S, or columns of a B: (len(row), RANK), zeros beyond the rank."""
     r = tl.arange(0, RANK)[None, :]
     return tl.load(pointer + row[:, None] * stride + r, mask=(row < rows)[:, None] & (r < rank), other=0.0)

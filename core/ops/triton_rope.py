@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.ops.triton_products import load_small
+from core.ops.triton_products import _load_small
 
 TOKENS, HEADS = 16, 8  # that a program turns at most
 
@@ -30,14 +30,14 @@ def _rope(  # type: ignore[no-untyped-def]
     source = (batch * x_batch + position * x_token)[:, None] + column[None, :]
     target = (batch * made_batch + position * made_token)[:, None] + column[None, :]
     if HAS_SMALL:
-        left = load_small(small, token, tokens, rank, small_stride, RANK)
+        left = _load_small(small, token, tokens, rank, small_stride, RANK)
     first_head = tl.program_id(1) * HEADS
     for head in range(first_head, tl.minimum(first_head + HEADS, heads)):
         first = tl.load(x + source + head * x_head, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(x + source + head * x_head + half, mask=inside, other=0.0).to(tl.float32)
         if HAS_SMALL:
-            of_first = load_small(b + head * size * rank, column, half, rank, rank, RANK)
-            of_second = load_small(b + (head * size + half) * rank, column, half, rank, rank, RANK)
+            of_first = _load_small(b + head * size * rank, column, half, rank, rank, RANK)
+            of_second = _load_small(b + (head * size + half) * rank, column, half, rank, rank, RANK)
             first = tl.dot(left, tl.trans(of_first), first, input_precision="ieee")
             second = tl.dot(left, tl.trans(of_second), second, input_precision="ieee")
         if IS_BACK:

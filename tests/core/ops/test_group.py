@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from core.adapters import inject
 from core.adapters.host import AdaptedModule
 from core.config import AdapterConfig
+from core.ops.adjacent import below_each_other, side_by_side
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.gating import SILU
-from core.ops.group import PART, Group, below_each_other, side_by_side, wide_product
+from core.ops.group import PART, Group, wide_product
 from core.ops.lora_gate import joins
 from core.ops.normed_linear import normed_linear, normed_linear_reference
 from core.ops.output_linear import output_linear, output_linear_reference
