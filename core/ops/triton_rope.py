@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.ops.triton_products import _load_small
 
-TOKENS, HEADS = 16, 8  # that a program turns at most
+TOKENS, HEADS = 16, 4  # that a program turns at most
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -22,19 +22,24 @@ def _rope(  # type: ignore[no-untyped-def]
     batch, position = token // length, token % length
     column = tl.arange(0, BLOCK)
     inside = (token < tokens)[:, None] & (column < half)[None, :]
+    head = tl.program_id(1) * HEADS
+    source = (batch * x_batch + position * x_token + head * x_head)[:, None] + column[None, :]
+    target = (batch * made_batch + position * made_token + head * made_head)[:, None] + column[None, :]
+    next_1 = tl.load(x + source, mask=inside, other=0.0)
+    next_2 = tl.load(x + source + half, mask=inside, other=0.0)
     angle = (batch * angle_batch + position * 2 * half)[:, None] + column[None, :]
     cos_1 = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     cos_2 = tl.load(cos + angle + half, mask=inside, other=0.0).to(tl.float32)
     sin_1 = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
     sin_2 = tl.load(sin + angle + half, mask=inside, other=0.0).to(tl.float32)
-    source = (batch * x_batch + position * x_token)[:, None] + column[None, :]
-    target = (batch * made_batch + position * made_token)[:, None] + column[None, :]
     if HAS_SMALL:
         left = _load_small(small, token, tokens, rank, small_stride, RANK)
-    first_head = tl.program_id(1) * HEADS
-    for head in range(first_head, tl.minimum(first_head + HEADS, heads)):
-        first = tl.load(x + source + head * x_head, mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(x + source + head * x_head + half, mask=inside, other=0.0).to(tl.float32)
+    for _ in range(HEADS):
+        first, second = next_1.to(tl.float32), next_2.to(tl.float32)
+        further = inside & (head + 1 < heads)
+        source += x_head
+        next_1 = tl.load(x + source, mask=further, other=0.0)
+        next_2 = tl.load(x + source + half, mask=further, other=0.0)
         if HAS_SMALL:
             of_first = _load_small(b + head * size * rank, column, half, rank, rank, RANK)
             of_second = _load_small(b + (head * size + half) * rank, column, half, rank, rank, RANK)
@@ -46,8 +51,11 @@ def _rope(  # type: ignore[no-untyped-def]
         else:
             turned_1 = first * cos_1 - second * sin_1
             turned_2 = second * cos_2 + first * sin_2
-        tl.store(made + target + head * made_head, turned_1.to(made.dtype.element_ty), mask=inside)
-        tl.store(made + target + head * made_head + half, turned_2.to(made.dtype.element_ty), mask=inside)
+        known = inside & (head < heads)
+        tl.store(made + target, turned_1.to(made.dtype.element_ty), mask=known)
+        tl.store(made + target + half, turned_2.to(made.dtype.element_ty), mask=known)
+        target += made_head
+        head += 1
 
 
 def rope(
