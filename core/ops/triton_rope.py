@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.ops.triton_products import _load_small
 
-TOKENS, HEADS = 16, 4  # that a program turns at most
+TOKENS, HEADS = 16, 8  # that a program turns at most
 
 
 @triton.jit  # type: ignore[untyped-decorator]
