@@ -124,11 +124,11 @@ class FastPath:
             return {}
 
     def _output(self) -> nn.Module | None:
-        """The output layer, if its products would be emulated."""
+        """The output layer, if it would take longer by itself."""
         find = getattr(self.model, "get_output_embeddings", None)
         output: Any = find() if find is not None else None
         try:
-            return output if output is not None and read_projection(output).is_widened else None
+            return output if output is not None and read_projection(output).is_slow_alone else None
         except UnfitError:
             return None
 

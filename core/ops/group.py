@@ -24,6 +24,7 @@ from core.ops.adjacent import below_each_other, side_by_side
 from core.ops.dropout import dropped
 from core.ops.factors import Ahead, make_factors, versions_of
 from core.ops.kernels import kernels_for
+from core.ops.product import product
 from core.ops.projection import Projection
 from core.ops.rms_norm import Normed
 from core.quantize.linear import QuantizedLinear
@@ -210,7 +211,7 @@ class GroupGradients:
                 part = dropped(part, next(drawn), each.dropout) if each.dropout else part
                 total = part if total is None else total.add_(part)
         for gradient, weight in self._pairs(dtype):
-            total = gradient @ weight if total is None else total.addmm_(gradient, weight)
+            total = product(gradient, weight.T, total)
         assert total is not None
         return total
 
@@ -335,10 +336,9 @@ def _product(each: Projection, h: Tensor, own: tuple[Tensor, Tensor] | None, sta
     """start + S B^T + h W^T, the small product first; `own` is S and B."""
     weight = each.weight(h.dtype)
     if own is None:
-        return h @ weight.T if start is None else torch.addmm(start, h, weight.T)
+        return product(h, weight, start if start is None or start.dim() == 1 else start.clone())
     small, b = own
-    made = small @ b.T if start is None else add_product(start, small, b)
-    return made.addmm_(h, weight.T)
+    return product(h, weight, small @ b.T if start is None else add_product(start, small, b))
 
 
 def add_product(start: Tensor, small: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from core.adapters.dora import DoRA
 from core.adapters.lora import LoRA
 from core.ops.dropout import draw_seed, dropout_reference
 from core.ops.precision import compute_dtype
+from core.ops.product import takes_onednn
 from core.quantize.linear import QuantizedLinear
 
 
@@ -43,10 +44,10 @@ class Projection:
         return isinstance(self.adapter, DoRA)
 
     @property
-    def is_widened(self) -> bool:
-        """Whether its products are computed in a wider format than its own, for want of instructions."""
+    def is_slow_alone(self) -> bool:
+        """Whether the layer itself would take longer, emulating 16-bit products or with those of MKL."""
         like = weight_like(self.base)
-        return compute_dtype(like) != like.dtype
+        return compute_dtype(like) != like.dtype or takes_onednn(like)
 
     @property
     def rank(self) -> int:

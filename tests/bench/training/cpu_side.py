@@ -56,19 +56,25 @@ def bare_products(model: Any, positions: int, trained: int) -> float:
     """
     import torch
 
+    from core.ops.precision import compute_dtype
+    from core.ops.product import product
+
     adapted = [
         each.base_layer for each in model.modules() if isinstance(getattr(each, "base_layer", None), torch.nn.Linear)
     ]
-    sizes = [(layer.weight.float(), positions) for layer in adapted]
-    sizes.append((model.get_output_embeddings().weight.float(), trained))
-    inputs = {shape: torch.randn(shape) for weight, rows in sizes for shape in ((rows, size) for size in weight.shape)}
+    sizes = [(layer.weight, positions) for layer in adapted]
+    sizes.append((model.get_output_embeddings().weight, trained))
+    dtype = compute_dtype(sizes[0][0])
+    sizes = [(weight.to(dtype), rows) for weight, rows in sizes]
+    shapes = {(rows, size) for weight, rows in sizes for size in weight.shape}
+    inputs = {shape: torch.randn(shape, dtype=dtype) for shape in shapes}
     best = float("inf")
     with torch.no_grad():
         for _ in range(3):
             start = time.perf_counter()
             for weight, rows in sizes:
-                torch.mm(inputs[rows, weight.shape[1]], weight.T)
-                torch.mm(inputs[rows, weight.shape[0]], weight)
+                product(inputs[rows, weight.shape[1]], weight)
+                product(inputs[rows, weight.shape[0]], weight.T)
             best = min(best, time.perf_counter() - start)
     return best
 
