@@ -37,11 +37,11 @@ def takes_onednn(x: Tensor) -> bool:
 def _by_tiles(x: Tensor, weight: Tensor, start: Tensor | None) -> Tensor:
     rows = max(1, NUMBERS // min(COLUMNS, len(weight)))
     if len(x) <= rows and len(weight) <= COLUMNS:
-        return _tile(_parts(x), _parts(weight), start)
+        return _tile(_parts(x), _dense_parts(weight), start)
     is_whole = start is not None and start.dim() == 2
     made = start if start is not None and is_whole else x.new_empty(len(x), len(weight))
     for column in range(0, len(weight), COLUMNS):
-        own = _parts(weight[column : column + COLUMNS])
+        own = _dense_parts(weight[column : column + COLUMNS])
         for row in range(0, len(x), rows):
             target = made[row : row + rows, column : column + COLUMNS]
             first = target if is_whole else None if start is None else start[column : column + COLUMNS]
@@ -53,15 +53,19 @@ def _parts(matrix: Tensor) -> list[Tensor]:
     return list(torch.split(matrix, PART, dim=1))
 
 
+def _dense_parts(weight: Tensor) -> list[Tensor]:
+    """Those of a weight, whose rows or columns must not lie apart: that would take oneDNN a thousand times as long."""
+    return [part.T.contiguous().T if part.stride(0) == 1 else part.contiguous() for part in _parts(weight)]
+
+
 def _tile(parts: list[Tensor], weights: list[Tensor], start: Tensor | None) -> Tensor:
     linear = torch.ops.mkldnn._linear_pointwise
     bias, made = (start, None) if start is not None and start.dim() == 1 else (None, start)
     for part, weight in zip(parts, weights, strict=True):
-        own = weight.T.contiguous().T if weight.stride(0) == 1 else weight.contiguous()  # else a thousand times slower
         if made is None:
-            made = linear(part, own, bias, "none", [], "")
+            made = linear(part, weight, bias, "none", [], "")
         else:
-            made = linear.binary(part, made.contiguous(), own, None, "add")
+            made = linear.binary(part, made.contiguous(), weight, None, "add")
     assert made is not None
     return made
 

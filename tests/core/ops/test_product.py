@@ -10,7 +10,6 @@ from core.ops import product as module
 from core.ops.product import COLUMNS, PART, prefers_onednn, product
 from tests.live import figure
 
-
 ROUNDING = 2.5e-7  # what sums of PART products of float32 numbers are off by
 
 
