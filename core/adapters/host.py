@@ -14,6 +14,7 @@ from core.adapters.base import Adapter
 from core.adapters.merged_weight import merged_weight
 from core.adapters.row_stack import RowStack, stack_rows
 from core.errors import AdapterError
+from core.ops.frozen_linear import frozen_linear, runs_sooner
 from core.quantize.linear import QuantizedLinear
 
 
@@ -190,7 +191,11 @@ class AdaptedModule(nn.Module):
                 values |= replacement.cast_like(self.base_layer)
             if (adapter := self.adapter(name)) is not None and adapter.replaces_parameters:
                 values |= adapter.changed_parameters(self.base_layer, values)
-        return functional_call(self.base_layer, values, args, kwargs) if values else self.base_layer(*args, **kwargs)
+        if values:
+            return functional_call(self.base_layer, values, args, kwargs)
+        if isinstance(self.base_layer, nn.Linear) and runs_sooner(self.base_layer, args, kwargs):
+            return frozen_linear(args[0], self.base_layer)
+        return self.base_layer(*args, **kwargs)
 
     def _runs_otherwise(self, name: str) -> bool:
         adapter = self.adapter(name)
