@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
-from core.adapters.lora import add_product
 from core.adapters.rule import TrainingRule
 from core.config import AdapterConfig
 from core.methods.adalora import AdaLoRAOptions, AdaLoRASchedule
+from core.ops.factor_product import add_product, factor_linear
 
 START = 0.02  # spread of the start values of P and Q
 PARTS = ("lora_A", "lora_B", "lora_E")
@@ -104,8 +104,8 @@ class AdaLoRA(Adapter):
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + s * ((drop(x) A^T) * l) B^T, for x (..., in) and out (..., out)."""
         dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
-        small = F.linear(dropped, (self.lora_A * self.lora_E).to(out.dtype))
-        return add_product(out, small, self.lora_B.to(out.dtype), self.scale)
+        small = factor_linear(dropped, self.lora_A * self.lora_E)
+        return add_product(out, small, self.lora_B, self.scale)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B diag(l) A, or its transpose where the weight is (in, out)."""

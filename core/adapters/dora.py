@@ -19,6 +19,7 @@ from core.adapters.base import (
     weight_value,
 )
 from core.adapters.lora import LoRA
+from core.ops.factor_product import factor_linear
 from core.ops.kernels import WIDEST, kernels_for
 
 
@@ -54,7 +55,7 @@ class DoRA(LoRA):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
             plain = F.linear(x, self._rows(base).to(out.dtype))
-        update = F.linear(F.linear(x, self.lora_A.to(out.dtype)), self.lora_B.to(out.dtype))
+        update = factor_linear(factor_linear(x, self.lora_A), self.lora_B)
         return out + (gain - 1) * plain + (gain * self.scale) * update
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
 from core.adapters.experts import ModuleParameters
 from core.ops.dropout import dropout
+from core.ops.factor_product import add_product, factor_linear
 
 
 @adapters.register("lora")
@@ -67,8 +68,7 @@ class LoRA(Adapter):
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + s * (drop(x) A^T) B^T, for x (..., in) and out (..., out), in the dtype of `out`."""
         dropped = dropout(x.to(out.dtype), self.dropout, self.training)
-        small = F.linear(dropped, self.lora_A.to(out.dtype))  # (..., r)
-        return add_product(out, small, self.lora_B.to(out.dtype), self.scale)
+        return add_product(out, factor_linear(dropped, self.lora_A), self.lora_B, self.scale)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B A, or its transpose where the weight is (in, out)."""
@@ -101,10 +101,4 @@ class LoRAEmbedding(LoRA):
         embed_scale = getattr(base, "embed_scale", None)
         if embed_scale is not None:
             small = small * torch.as_tensor(embed_scale, dtype=out.dtype, device=out.device)
-        return add_product(out, small, self.lora_B.to(out.dtype), self.scale)
-
-
-def add_product(out: Tensor, small: Tensor, b: Tensor, scale: float) -> Tensor:
-    """out + scale * small b^T in one fused call: no tensor of the size of `out` beside the result."""
-    flat = torch.addmm(out.reshape(-1, out.shape[-1]), small.reshape(-1, small.shape[-1]), b.T, alpha=scale)
-    return flat.view(out.shape)
+        return add_product(out, small, self.lora_B, self.scale)

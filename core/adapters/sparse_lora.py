@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
 from core.adapters.lora import LoRA
 from core.adapters.rule import TrainingRule
+from core.ops.factor_product import add_product, factor_linear
 
 WEAK_GATE = 0.5  # gates start normal with spread 1; those that stay below this close within a run
 
@@ -71,8 +72,8 @@ class GatedLoRA(LoRA):
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + s * ((drop(x) A^T) * g) B^T, for x (..., in)."""
         dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
-        small = F.linear(dropped, self.lora_A.to(out.dtype)) * self.lora_gate.to(out.dtype)
-        return out + self.scale * F.linear(small, self.lora_B.to(out.dtype))
+        small = factor_linear(dropped, self.lora_A) * self.lora_gate.to(out.dtype)
+        return add_product(out, small, self.lora_B, self.scale)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B diag(g) A, or its transpose where the weight is (in, out)."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.adapters.base import LayerSettings, adapters, layer_size
-from core.adapters.lora import LoRA, add_product
+from core.adapters.lora import LoRA
 from core.methods.velora import groups_of
+from core.ops.factor_product import add_product
 
 
 class _CompressedLinear(torch.autograd.Function):
@@ -69,7 +70,7 @@ class VeLoRA(LoRA):
         small: Tensor = _CompressedLinear.apply(  # type: ignore[no-untyped-call]
             flat, self.lora_A.to(out.dtype), self.direction.to(out.dtype), float(self.options.velora_scale)
         )
-        return add_product(out, small.view(*x.shape[:-1], -1), self.lora_B.to(out.dtype), self.scale)
+        return add_product(out, small.view(*x.shape[:-1], -1), self.lora_B, self.scale)
 
     @torch.no_grad()
     def _look_at(self, x: Tensor) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
-from core.adapters.lora import add_product
 from core.adapters.state import SHARED_PREFIX
 from core.config import AdapterConfig
 from core.methods import options_of
+from core.ops.factor_product import add_product
 from core.ops.precision import norm_dtype
 
 
@@ -99,7 +99,7 @@ class VeRA(Adapter):
         if small.numel() < small.shape[-1] ** 2:  # fewer rows than the rank: scaling them costs less than scaling B
             return (out + F.linear(small, b) * self.lambda_b).to(out.dtype)
         _, exact = self._pair(out.device, norm_dtype(out))
-        return add_product(out, small, (self.lambda_b[:, None] * exact).to(out.dtype), 1.0)
+        return add_product(out, small, self.lambda_b[:, None] * exact, 1.0)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """diag(b) B diag(d) A, or its transpose where the weight is (in, out)."""

@@ -27,9 +27,8 @@ from core.ops.kernels import kernels_for
 from core.ops.product import product
 from core.ops.projection import Projection
 from core.ops.rms_norm import Normed
+from core.ops.wide_product import wide_product
 from core.quantize.linear import QuantizedLinear
-
-PART = 64  # rows of a gradient that a CPU sums at once
 
 
 @dataclass(frozen=True)
@@ -285,15 +284,15 @@ def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | N
     start = _start(each, product.dtype, residual)
     if (kernels := kernels_for(product)) is not None:
         return kernels.scale_columns(product, gain, start)
-    gain = gain.to(product.dtype)
-    return product * gain if start is None else torch.addcmul(start, product, gain)
+    made = product * gain  # in the gain's format, which is the wider one
+    return (made if start is None else made.add_(start)).to(product.dtype)
 
 
 def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
     """(gradient * gain, the sum of gradient * product over the rows (out)) of two (N, out) and a gain (out)."""
     if (kernels := kernels_for(gradient)) is not None:
         return kernels.scale_back(gradient, product, gain)
-    return gradient * gain.to(gradient.dtype), (gradient * product).sum(0, dtype=gain.dtype)
+    return (gradient * gain).to(gradient.dtype), (gradient.to(gain.dtype) * product).sum(0)
 
 
 def scale_rows(small: Tensor, factor: Tensor) -> Tensor:
@@ -301,28 +300,6 @@ def scale_rows(small: Tensor, factor: Tensor) -> Tensor:
     if (kernels := kernels_for(small)) is not None:
         return kernels.scale_rows(small, factor)
     return torch.mul(small, factor, out=torch.empty_like(small))
-
-
-def wide_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient in the format of its parameter: 16-bit operands are summed in float32 and not rounded back."""
-    if not one.is_cuda:
-        return _summed_in_parts(one.to(dtype), other.to(dtype))
-    if one.dtype == dtype:
-        return one @ other
-    if dtype == torch.float32:
-        return torch.mm(one, other, out_dtype=torch.float32)
-    return (one @ other).to(dtype)
-
-
-def _summed_in_parts(one: Tensor, other: Tensor) -> Tensor:
-    """one (r, N) times other (N, D): adding N up in parts is twice as exact on a CPU, and takes no longer."""
-    parts = len(other) // PART
-    whole = parts * PART
-    if parts < 2:
-        return one @ other
-    lefts, rights = (each[:whole].reshape(parts, PART, each.shape[1]) for each in (one.T, other))
-    made = torch.bmm(lefts.mT, rights).sum(0)
-    return made if whole == len(other) else made.addmm_(one[:, whole:], other[whole:])
 
 
 def _start(each: Projection, dtype: torch.dtype, residual: Tensor | None) -> Tensor | None:

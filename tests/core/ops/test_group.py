@@ -14,12 +14,13 @@ from core.config import AdapterConfig
 from core.ops.adjacent import below_each_other, side_by_side
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.gating import SILU
-from core.ops.group import PART, Group, wide_product
+from core.ops.group import Group
 from core.ops.lora_gate import joins
 from core.ops.normed_linear import normed_linear, normed_linear_reference
 from core.ops.output_linear import output_linear, output_linear_reference
 from core.ops.recognition import read_projection
 from core.ops.rms_norm import Norm
+from core.ops.wide_product import PART, wide_product
 
 WIDTH = 12
 NORM = Norm(torch.linspace(0.5, 1.5, WIDTH, dtype=torch.float64), 1e-5)

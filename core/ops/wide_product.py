@@ -1,0 +1,30 @@
+"""Gradients of trained factors: sums over all rows, in the factor's own format and in an exact order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PART = 64  # rows that a CPU sums at once
+
+
+def wide_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient in the format of its parameter: 16-bit operands are summed in float32 and not rounded back."""
+    if not one.is_cuda:
+        return _summed_in_parts(one.to(dtype), other.to(dtype))
+    if one.dtype == dtype:
+        return one @ other
+    if dtype == torch.float32:
+        return torch.mm(one, other, out_dtype=torch.float32)
+    return (one @ other).to(dtype)
+
+
+def _summed_in_parts(one: Tensor, other: Tensor) -> Tensor:
+    """one (r, N) times other (N, D): adding N up in parts is twice as exact on a CPU, and takes no longer."""
+    parts = len(other) // PART
+    whole = parts * PART
+    if parts < 2:
+        return one @ other
+    lefts, rights = (each[:whole].reshape(parts, PART, each.shape[1]) for each in (one.T, other))
+    made = torch.bmm(lefts.mT, rights).sum(0)
+    return made if whole == len(other) else made.addmm_(one[:, whole:], other[whole:])
