@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.ops.product import product, takes_onednn
-
-FEWEST_ROWS = 32  # below, a call takes longer to begin than the product itself
+from core.ops.product import FEWEST_ROWS, product, takes_onednn
 
 
 def runs_sooner(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+FEWEST_ROWS = 96  # below, preparing the weight takes longer than is won
 PART = 192  # numbers of a row that are added up in one go
 COLUMNS = 1536  # of the result that are formed at once,
 NUMBERS = 1 << 19  # with as many rows as stay in a core's cache until the next part is added
@@ -22,7 +23,7 @@ NUMBERS = 1 << 19  # with as many rows as stay in a core's cache until the next 
 
 def product(x: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
     """x weight^T (+ start) of x (N, in), weight (out, in) and a start (out) or (N, out), which may be overwritten."""
-    if takes_onednn(x):
+    if takes_onednn(x) and len(x) >= FEWEST_ROWS:
         return _by_tiles(x, weight, start)
     if start is None:
         return x @ weight.T

@@ -10,7 +10,8 @@ from torch import nn
 
 from core.ops import frozen_linear as module
 from core.ops import product as products
-from core.ops.frozen_linear import FEWEST_ROWS, frozen_linear, runs_sooner
+from core.ops.frozen_linear import frozen_linear, runs_sooner
+from core.ops.product import FEWEST_ROWS
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from core.ops import product as module
-from core.ops.product import COLUMNS, PART, prefers_onednn, product
+from core.ops.product import COLUMNS, FEWEST_ROWS, PART, prefers_onednn, product
 from tests.live import figure
 
 ROUNDING = 2.5e-7  # what sums of PART products of float32 numbers are off by
@@ -19,6 +19,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     if not (torch.backends.mkldnn.is_available() and module._is_right()):
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(module, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(module, "FEWEST_ROWS", 1)
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -42,6 +43,13 @@ def test_no_less_exact_than_plain_torch(layout: str, start: str, rows: int, widt
     plain = error(added + x @ weight.T, exact)
     found = product(x, weight, None if start == "none" else added.clone())
     assert found.shape == exact.shape and error(found, exact) < 1.25 * max(plain, ROUNDING)
+
+
+def test_few_rows_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(module, "_by_tiles", lambda x, weight, start: x.new_zeros(len(x), len(weight)))
+    few, many = (torch.ones(rows, 5) for rows in (FEWEST_ROWS - 1, FEWEST_ROWS))
+    assert product(few, torch.ones(3, 5)).min() == 5 and product(many, torch.ones(3, 5)).max() == 0
 
 
 def test_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
