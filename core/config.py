@@ -232,8 +232,8 @@ class TrainConfig(Checked):
     )
     graphs: bool = option(
         True,
-        "Replay steps on a GPU as CUDA graphs where launching takes longer than computing, as with small models: the "
-        "same result.",
+        "Replay steps on a GPU as CUDA graphs where launching takes longer than computing, as with small models, or "
+        "all batches have one shape: the same result.",
     )
     deterministic: bool = option(
         False,

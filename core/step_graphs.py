@@ -2,7 +2,8 @@
 
 A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded
 when it occurs again. Where the GPU turns out to be busy longer than its launches take, all that a graph saves is the
-start of a step: then nothing is filled up, and only what comes again and again is recorded. The first replay is
+start of a step: then nothing is filled up, and only what comes again and again with nothing between is recorded, as a
+graph keeps its memory from whatever else runs. The first replay is
 compared with the ordinary pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and
 `reason` says why.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,10 +33,10 @@ MOST_SHAPES = 64
 SLACK_BYTES = 2**26
 LENGTHS = 32  # up to that of a usual batch, that it can be filled up to
 LEAST_MULTIPLE = 64
-OFTEN = 16  # times that a shape has come before it is recorded although the GPU is busy with it
+OFTEN = 16  # times in a row that a shape has come before it is recorded although the GPU is busy with it
 WARM_UPS = 2
 BUSY = "the GPU is busy longer than the launches take"
-SELDOM = "what comes again and again becomes a CUDA graph"
+SELDOM = "a shape that comes again and again becomes a CUDA graph"
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
 
 
@@ -70,7 +70,9 @@ class StepGraphs:
     def drop(self) -> None:
         """Forget what was recorded, when memory is short or other parameters train."""
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
-        self._seen: Counter[tuple[int, ...]] = Counter()
+        self._seen: set[tuple[int, ...]] = set()
+        self._latest: tuple[int, ...] = ()
+        self._in_a_row = 0  # times that the latest shape has come, with no other between
         self._pool: Any = None
 
     def enable(self, batch_size: int, lengths: Sequence[int], refusal: str) -> None:
@@ -122,8 +124,10 @@ class StepGraphs:
         shape = _shape_of(batch)
         if shape in self._recorded:
             return True
-        self._seen[shape] += 1  # recording costs some passes: only for what comes again
-        is_due = self._seen[shape] > (OFTEN if batch.n_positions >= self._busy else 1)
+        self._in_a_row = self._in_a_row + 1 if shape == self._latest else 1
+        comes_again, self._latest = shape in self._seen, shape  # recording costs some passes: only for what does
+        self._seen.add(shape)
+        is_due = self._in_a_row > OFTEN if batch.n_positions >= self._busy else comes_again
         return is_due and len(self._recorded) < MOST_SHAPES
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:

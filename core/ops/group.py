@@ -90,8 +90,7 @@ class Group:
     ) -> tuple[list[Tensor], Kept]:
         """The outputs (N, out) of rows h (N, in); `residual` (N, out) is added to the only one.
 
-        `smalls` are the S where they are known already; those of the first `bare` outputs that S B^T is to be added to
-        are left to the caller.
+        `smalls` are the S where they are known already; the first `bare` outputs lack S B^T, which the caller adds.
         """
         seeds = [seed for each in self.projections if (seed := each.draw_seed(h)) is not None]
         factors = self.factors(h.dtype)

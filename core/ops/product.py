@@ -1,9 +1,8 @@
 """Products x W^T, most of a step's work, from the library that is fastest on the CPU at hand.
 
 torch takes float32 products from MKL, which leaves half of AVX-512 unused on AMD's CPUs. oneDNN, which torch has beside
-it for 16-bit numbers, takes half the time there. But it adds up all numbers of a row in one
-go, where MKL adds up parts of it and then these, which is more exact: so oneDNN is given the same parts, and the result
-is the same to the bit.
+it for 16-bit numbers, takes half the time there. But it adds up all numbers of a row in one go, where MKL adds up parts
+of it and then these, which is more exact: so oneDNN is given the same parts, and the result is the same to the bit.
 """
 
 from __future__ import annotations

@@ -74,8 +74,10 @@ def norm_again(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Tenso
 
 
 def in_factors(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Normed:
-    """y (N, D) in `dtype` from what was kept of it, for products with y; formed where gradients times rstd may be too
-    small for a format."""
+    """y (N, D) in `dtype` from what was kept of it, for products with y.
+
+    It is formed where a gradient times rstd may be too small for the format.
+    """
     if dtype == torch.float16:
         return Normed(norm_again(x, rstd, norm, dtype))
     return Normed(x.to(dtype), rstd, _gain(norm, rstd.dtype))

@@ -100,7 +100,7 @@ class NormStandIn:
 
 
 class OutputStandIn:
-    """The output layer where 16-bit products are emulated: it is a fifth of a small model's work."""
+    """The output layer where its own products take longer than ours: it is a fifth of a small model's work."""
 
     def __init__(self, output: nn.Module) -> None:
         self.output, self.original = output, output.forward

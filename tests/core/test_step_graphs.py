@@ -56,7 +56,11 @@ def test_what_the_gpu_is_busy_with_is_recorded_once_it_has_come_often(
         assert not graphs.takes(batch), "it may never come again"
     graphs._is_busy_with(large.n_positions)
     assert graphs.takes(small) and BUSY not in graphs.in_words()
-    assert not any(graphs.takes(large) for _ in range(OFTEN - 1)) and graphs.takes(large)
+    assert not any(graphs.takes(large) for _ in range(OFTEN))
+    known = small.n_positions, large.n_positions
+    graphs.takes(next(each for each in batches_of(graphs, examples) if each.n_positions not in known))
+    assert not any(graphs.takes(large) for _ in range(OFTEN)), "another came between: it would need memory beside"
+    assert graphs.takes(large)
 
 
 def test_where_the_gpu_is_always_busy_nothing_is_filled_up(

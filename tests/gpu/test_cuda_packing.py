@@ -62,7 +62,7 @@ def test_replayed_steps_are_the_ordinary_ones(dropout: float) -> None:
 def test_what_the_gpu_is_busy_with_is_recorded_when_it_comes_often(monkeypatch: pytest.MonkeyPatch, often: int) -> None:
     monkeypatch.setattr(step_graphs, "MOST_LAG", -1.0)  # as if every pass went on after its last launch
     monkeypatch.setattr(step_graphs, "OFTEN", often)
-    measured, eager = trainer(), trainer(graphs=False)
+    measured, eager = trainer(batch_size=24), trainer(batch_size=24, graphs=False)  # all rows: always one shape
     steps, ordinary = first(measured, 40), first(eager, 40)
     assert measured.gradients.graphs.reason == "" and measured.gradients.keeps_buffers == (often == 3)
     assert any(step_graphs.BUSY in note for metrics in steps[1:] for note in metrics.notes)
