@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from core.data.tokenized import lengths_of
 from core.errors import OutOfMemoryError
 from core.loss import device_of
-from core.micro_batches import MicroBatches
+from core.micro_batches import MicroBatches, drops_at_random
 from core.prepared import Prepared
 from core.recompute import Recompute
 from core.step_graphs import StepGraphs, weights_of
@@ -70,6 +70,8 @@ class Gradients:
         self.graphs.settle = self.recompute.offload.settle
         self.passing: Callable[[], AbstractContextManager[None]] = nullcontext  # what the model runs in
         self.prepared = Prepared(examples, batches, pins=device_of(model).type == "cuda")
+        self._draws = drops_at_random(model)
+        self._begun: tuple[Any, Summed] | None = None  # rows and step, and what they gave
         self._batch: Any = None  # the one being computed
         self._searched = False  # for memory, in what was computed last
         self._tight_steps = 0
@@ -79,6 +81,9 @@ class Gradients:
 
         Raises OutOfMemoryError when they do not fit, row by row and with every layer recomputed.
         """
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == (tuple(rows), step):
+            return begun[1]
         notes: list[str] = []
         graphs = self.graphs.in_words()
         summed = self._in_what_room_there_is(lambda: self._add(rows, step, notes), notes)
@@ -101,6 +106,22 @@ class Gradients:
         self._searched = not is_replayed and searches(self.model) > before
         positions = sum(batch.input_ids.numel() for batch in divided.batches)
         return Summed(divided.parts, losses, divided.trained, divided.tokens, positions, tuple(notes))
+
+    def begin(self, rows: Sequence[int], step: int) -> None:
+        """Have the device begin with what `of` will be asked for next, if that is no more than to replay graphs.
+
+        Such a step changes gradients alone, no random numbers and no memory: until `of` it can be forgotten.
+        """
+        if self.graphs.keeps_gradients and not self._draws:
+            divided = self.prepared.of(rows, step)
+            if all(self.graphs.has(batch) for batch in divided.batches):
+                self._begun = (tuple(rows), step), self._add(rows, step, ())
+
+    def forget(self) -> None:
+        """Clear the gradients of what was begun, if something was."""
+        if self._begun is not None:
+            self._begun = None
+            torch._foreach_zero_([each.grad for each in self.graphs.parameters if each.grad is not None])
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -203,6 +224,7 @@ class Gradients:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The inverse of `state_dict`."""
+        self.forget()
         self.micro_batches.load_state_dict(state)
         self.recompute.steps = int(state["recomputed"])
 

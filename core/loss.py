@@ -134,16 +134,21 @@ def loss_at(
 ) -> Tensor:
     """Sum of -log p(target) over `positions` (N) of the flattened batch (B, T), with `targets` (N); see `loss_sum`.
 
-    Targets of -100 add nothing. `position_ids` (B, T) are for rows that do not begin at 0.
+    Targets of -100 add nothing. `position_ids` (B, T) are for rows that do not begin at 0. As many positions as there
+    are in the batch must be all of them in order.
     """
     if head is not None:
         hidden = hidden_states(head.body, input_ids, position_ids).flatten(0, 1)  # (B * T, D)
         smooth = replace(head, label_smoothing=label_smoothing)
-        return chunked_loss(smooth, hidden.index_select(0, positions), targets)
+        return chunked_loss(smooth, _at(hidden, positions), targets)
     places = {} if position_ids is None else {"position_ids": position_ids}
     logits = model(input_ids=input_ids, use_cache=False, **places).logits.flatten(0, 1)
-    rows = _at_least_float32(logits.index_select(0, positions))
+    rows = _at_least_float32(_at(logits, positions))
     return F.cross_entropy(rows, targets, reduction="sum", label_smoothing=label_smoothing)
+
+
+def _at(rows: Tensor, positions: Tensor) -> Tensor:
+    return rows if len(positions) == len(rows) else rows.index_select(0, positions)
 
 
 def trained_positions(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,11 +40,10 @@ class Prepared:
 
     def of(self, rows: Sequence[int], step: int) -> Divided:
         """The batches of these rows, for the step after `step` others; ready or made now."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or self._key != self._settings(rows, step):  # such as smaller batches, since memory ran out
+        if self._ahead is None or self._key != self._settings(rows, step):  # such as smaller batches, as memory ran out
             return self._make(rows, step)
         self.hits += 1
-        return ahead.result()
+        return self._ahead.result()
 
     def _settings(self, rows: Sequence[int], step: int) -> Any:
         batches = self.micro_batches

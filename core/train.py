@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from core.adapters import adapter_names, inject, set_adapter, training_rule
+from core.coming import Coming
 from core.config import TrainConfig
 from core.data.augmentation import augmentation
 from core.data.batching import Sampler
@@ -143,10 +144,17 @@ class Trainer:
     def steps(self) -> Iterator[StepMetrics]:
         """Run the optimizer steps that are left, and tell about each once it is done."""
         self._try_the_device()
+        try:
+            yield from self._remaining_steps()
+        finally:
+            self.gradients.forget()
+
+    def _remaining_steps(self) -> Iterator[StepMetrics]:
         while not self.is_finished:
             started = time.perf_counter()
             with self._training():
                 rate, outcome, summed = self._train_step()
+                self._begin_next()
             grad_norm, *losses = self._checked(outcome, summed)  # waits for the device, once all else is done
             self.step += 1
             seconds = time.perf_counter() - started
@@ -213,10 +221,10 @@ class Trainer:
             self.notes.append(self.gradients.graphs.in_words())
         return loss
 
-    def _train_step(self) -> tuple[float, Tensor, Summed]:
+    def _train_step(self) -> tuple[float, Coming, Summed]:
         """One update from one batch of rows, of which the gradients are summed over micro-batches.
 
-        Returns the learning rate, `_outcome`'s tensor, which the device may still be computing, and the gradients' sum.
+        Returns the learning rate, `_outcome`'s numbers, which are still on their way, and the gradients' sum.
 
         Every token weighs the same: the sum of all losses is divided by the number of trained tokens of the whole
         step, so that the result does not depend on how the rows fall into micro-batches.
@@ -232,6 +240,13 @@ class Trainer:
             self._checked(outcome, summed)  # the rule of a method may read the gradient, or change weights by itself
         self._update(rate, grad_norm)
         return rate, outcome, summed
+
+    def _begin_next(self) -> None:
+        """Let the device go on while the host tells about this step, unless that is when it measures or saves."""
+        done = self.step + 1
+        measures = bool(self.examples.validation) and self._is_due(self.plan.eval_every, done)
+        if self.rule.is_plain and not measures and not self._is_due(self.plan.save_every, done):
+            self.gradients.begin(self.sampler.peek_rows(), done)
 
     def _taken_notes(self, new: Sequence[str]) -> tuple[str, ...]:
         notes, self.notes = (*self.notes, *new), []
@@ -249,7 +264,7 @@ class Trainer:
     def _clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=not self.gradients.keeps_buffers)
 
-    def _outcome(self, summed: Summed) -> tuple[Tensor, Tensor]:
+    def _outcome(self, summed: Summed) -> tuple[Tensor, Coming]:
         """The length of the whole gradient, and the same with all losses in one tensor.
 
         Where one is not finite, the optimizer changes nothing, without anyone having to wait for the device.
@@ -258,12 +273,13 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(gradients)
         outcome = torch.stack([norm.to(summed.losses[0]), *summed.losses])
         self.optimizer.found_inf = (~torch.isfinite(outcome).all()).float()  # type: ignore[attr-defined]
-        return norm, outcome
+        return norm, Coming(outcome)
 
-    def _checked(self, outcome: Tensor, summed: Summed) -> list[float]:
+    def _checked(self, outcome: Coming, summed: Summed) -> list[float]:
         """The outcome as numbers, in one transfer from the device; DivergedError when one is not finite."""
-        figures: list[float] = outcome.tolist()
+        figures = outcome.numbers()
         if not all(map(math.isfinite, figures)):
+            self.gradients.forget()
             self._clear_gradients()
             raise self._diverged(figures[1:], summed.micro_batches)
         return figures
@@ -320,8 +336,9 @@ class Trainer:
         self.stopped_early = is_due and is_over and self.step < self.total_steps
         return False
 
-    def _is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.total_steps
+    def _is_due(self, every: int, step: int = 0) -> bool:
+        step = step or self.step
+        return step % every == 0 or step == self.total_steps
 
     @property
     def _pad_id(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from core.data.tokenized import TokenizedExample
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
+FEW = 256  # where fewer than one in so many positions is not trained, picking the others takes longer than them all
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class PackedBatch:
 
     input_ids: Tensor  # (1, T)
     position_ids: Tensor  # (1, T), from 0 in every example
-    positions: Tensor  # (N) indices into the row whose next token is trained
-    targets: Tensor  # (N) those next tokens; IGNORED where the list was filled up to a static length
+    positions: Tensor  # (N) indices into the row whose next token is trained; all T in order where few are not
+    targets: Tensor  # (N) those next tokens; IGNORED for others, and where the list was filled up to a static length
     layout: Layout
     n_trained: int  # terms of the loss
     n_tokens: int  # of all examples, without filling; a shared prefix counts for each
@@ -97,12 +98,16 @@ def pack(examples: Sequence[TokenizedExample], pad_id: int, shape: Shape | None 
     first = [prefix] * len(examples) + [0] * (len(lengths) - len(examples))  # the position each begins with
     ends = np.cumsum(lengths)
     places = np.arange(ends[-1]) - np.repeat(ends - lengths - first, lengths)
+    positions, targets = trained - 1, ids[trained]  # never of an example's first own token
     spare = -len(trained) % shape.trained_multiple
+    if len(ids) - len(trained) < max(spare + 1, len(ids) / FEW):
+        positions, spare = np.arange(len(ids)), 0
+        targets = np.append(np.where(np.isin(positions[1:], trained), ids[1:], IGNORED), IGNORED)
     return PackedBatch(
         input_ids=torch.from_numpy(ids)[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(prefix), places]))[None],
-        positions=torch.from_numpy(np.pad(trained - 1, (0, spare))),  # never of an example's first own token
-        targets=torch.from_numpy(np.pad(ids[trained], (0, spare), constant_values=IGNORED)),
+        positions=torch.from_numpy(np.pad(positions, (0, spare))),
+        targets=torch.from_numpy(np.pad(targets, (0, spare), constant_values=IGNORED)),
         layout=_layout(lengths, prefix, shape),
         n_trained=len(trained),
         n_tokens=sum(len(ids) for ids, _ in arrays),

@@ -105,6 +105,12 @@ class Group:
         return self._outputs(h, kept, None, bare)
 
     def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None, bare: int) -> tuple[list[Tensor], Kept]:
+        if bare == len(self.projections) and (weight := self.stacked(h.dtype)) is not None:
+            biases = [bias for each in self.projections if (bias := _start(each, h.dtype, None)) is not None]
+            widths = [len(each.weight(h.dtype)) for each in self.projections]
+            if len(biases) in (0, len(widths)):
+                start = torch.cat(biases) if biases else None
+                return list(torch.split(product(h, weight, start), widths, dim=1)), kept
         outputs: list[Tensor] = []
         products: list[Tensor] = []
         small, factor, gain = iter(kept.smalls), iter(kept.factors[1:]), iter(kept.gains)

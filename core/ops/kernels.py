@@ -68,8 +68,12 @@ class Kernels(Protocol):
         is_back: bool,
         own: tuple[Tensor, Tensor] | None = None,
         made: Tensor | None = None,
+        parts: tuple[int, int] | None = None,
     ) -> Tensor:
-        """`rope.rope`, or its gradient; `rope.Turn` says what S and B are for, and where the result may go."""
+        """`rope.rope`, or its gradient, written to `made` if given, after S B^T of its `own` S and B is added.
+
+        `parts`: x is q, k and v side by side, of which so many heads are q's, and so many q's or k's. v is not turned.
+        """
         ...
 
     def scale_columns(self, product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:

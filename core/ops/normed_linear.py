@@ -53,7 +53,7 @@ class _NormedLinear(torch.autograd.Function):
         rows, wide = x.reshape(-1, x.shape[-1]), compute_dtype(x)
         h, rstd = (rows.to(wide), None) if norm is None else norm_forward(rows, norm, wide)
         is_added = turn is not None and turn.adds(group, h)
-        outputs, kept = group.forward(h, bare=2 if is_added else 0)
+        outputs, kept = group.forward(h, bare=3 if is_added else 0)
         ctx.norm, ctx.group, ctx.shape, ctx.dtype, ctx.turn = norm, group, x.shape, wide, turn
         needs_rows = norm is not None and ctx.needs_input_grad[0]
         needs_rows |= group.needs_input(ctx.needs_input_grad[FIRST:])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.ops.adjacent import below_each_other, side_by_side
 from core.ops.group import Group, Kept
 from core.ops.kernels import WIDEST, kernels_for
 from core.ops.lora_gate import DTYPES
@@ -37,8 +38,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Turn:
     """The rotary positions of q and k, done by the function whose products give them.
 
-    There the turn can add the small products of q's and k's LoRA in passing, and the gradients of q, k and v can come
-    to lie side by side, for one large product instead of three.
+    There the turn can add the small products of q's, k's and v's LoRA in passing, and the gradients of q, k and v can
+    come to lie side by side, for one large product instead of three.
     """
 
     cos: Tensor  # (B or 1, T, R)
@@ -47,55 +48,67 @@ class Turn:
     key_heads: int
 
     def adds(self, group: Group, h: Tensor) -> bool:
-        """Whether it adds the small products of q and k: two plain LoRA layers turned as a whole, on a device."""
-        layers = group.projections[:2]
+        """Whether it adds the small products: those of three plain LoRA layers turned as a whole, on a device."""
         return (
             kernels_for(h) is not None
             and h.dtype in DTYPES
             and self.cos.shape[-1] == self.size
             and len(group.projections) == 3
-            and all(each.adapter is not None and not each.is_dora and each.rank <= WIDEST for each in layers)
+            and all(each.adapter is not None and not each.is_dora for each in group.projections)
+            and max(group.ranks) <= WIDEST
         )
 
     def forward(self, outputs: Sequence[Tensor], kept: Kept | None) -> list[Tensor]:
-        """q, k and v (B, T, heads, size) of the products (B, T, out), to which S B^T of what is `kept` is added."""
+        """q, k and v (B, T, heads, size) of the products (B, T, out), to which S B^T of what is `kept` is added.
+
+        On a device they take the place of the products.
+        """
         if len(outputs) == 1:
             inner = self.key_heads * self.size
             outputs = torch.split(outputs[0], [outputs[0].shape[-1] - 2 * inner, inner, inner], dim=-1)
-        heads = [each.view(*each.shape[:-1], -1, self.size) for each in outputs]
-        own: list[Any] = [None, None] if kept is None else list(zip(kept.smalls[:2], kept.factors[1:3], strict=True))
-        turned = [_turn(each, self.cos, self.sin, False, of) for each, of in zip(heads[:2], own, strict=True)]
-        return [*turned, heads[2]]
+        heads = [self._heads(each) for each in outputs]
+        fast = kernels_for(outputs[0])
+        if fast is None:
+            return [*(_turn(each, self.cos, self.sin, False) for each in heads[:2]), heads[2]]
+        if kept is None:
+            return [*(fast.rope(each, self.cos, self.sin, False, made=each) for each in heads[:2]), heads[2]]
+        smalls, factors = kept.smalls, kept.factors[1:]
+        x, small, factor = (
+            side_by_side([each.flatten(0, 1) for each in outputs]),
+            side_by_side(smalls),
+            below_each_other(factors),
+        )
+        if x is not None and small is not None and factor is not None:
+            x = self._heads(x.view(*outputs[0].shape[:2], -1))
+            parts = heads[0].shape[2], heads[0].shape[2] + heads[1].shape[2]
+            fast.rope(x, self.cos, self.sin, False, (small, factor), x, parts)
+            return heads
+        for each, of_q, own in zip(heads, (None, None, (0, 0)), zip(smalls, factors, strict=True), strict=True):
+            fast.rope(each, self.cos, self.sin, False, own, each, of_q)
+        return heads
 
     def backward(self, gradients: Sequence[Tensor], count: int) -> list[Tensor]:
         """The gradients (N, out) of `count` products, three or one, from those of q, k and v."""
         widths = [each.shape[2] * self.size for each in gradients]
-        if kernels_for(gradients[0]) is None:
+        fast = kernels_for(gradients[0])
+        if fast is None:
             turned = [*(_turn(each, self.cos, self.sin, True) for each in gradients[:2]), gradients[2]]
             flat = [each.reshape(-1, width) for each, width in zip(turned, widths, strict=True)]
             return flat if count == 3 else [torch.cat(flat, dim=1)]
-        batch, length = gradients[0].shape[:2]
-        whole = gradients[0].new_empty(batch, length, sum(widths))
-        parts = [torch.unflatten(part, -1, (-1, self.size)) for part in torch.split(whole, widths, dim=-1)]
-        for each, part in zip(gradients[:2], parts[:2], strict=True):
-            _turn(each, self.cos, self.sin, True, made=part)
-        parts[2].copy_(gradients[2])
+        whole = gradients[0].new_empty(*gradients[0].shape[:2], sum(widths))
+        for each, part, parts in zip(gradients, torch.split(whole, widths, dim=-1), (None, None, (0, 0)), strict=True):
+            fast.rope(each, self.cos, self.sin, True, made=self._heads(part), parts=parts)
         joined = whole.view(-1, sum(widths))
         return list(torch.split(joined, widths, dim=1)) if count == 3 else [joined]
 
+    def _heads(self, x: Tensor) -> Tensor:
+        return torch.unflatten(x, -1, (-1, self.size))
 
-def _turn(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    is_back: bool,
-    own: tuple[Tensor, Tensor] | None = None,
-    made: Tensor | None = None,
-) -> Tensor:
-    """x (B, T, H, D), or x + S B^T of its `own` S and B, turned; written to `made` where that is given."""
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, is_back: bool) -> Tensor:
+    """x (B, T, H, D) turned."""
     if (fast := kernels_for(x)) is not None:
-        return fast.rope(x, cos, sin, is_back, own, made)
-    assert own is None and made is None
+        return fast.rope(x, cos, sin, is_back)
     width, half = cos.shape[-1], cos.shape[-1] // 2
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     made = torch.empty_like(x, memory_format=torch.contiguous_format)

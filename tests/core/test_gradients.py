@@ -13,7 +13,10 @@ import torch
 from core import gradients
 from core.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
-from core.errors import OutOfMemoryError
+from core.data.packing import PackedBatch
+from core.errors import DivergedError, OutOfMemoryError
+from core.gradients import Gradients
+from core.step_graphs import StepGraphs
 from core.tasks.completion import Completion
 from core.train import StepMetrics, Trainer
 from tests.core.toy import same_bits, toy_config, toy_llama, toy_trainer, trained_state
@@ -227,3 +230,83 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     monkeypatch.setattr(Completion, "loss_sum", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         first(toy_trainer(config()), 1)
+
+
+class Replays(StepGraphs):
+    """As if every batch had been recorded: on a CPU the ordinary pass stands for the replay."""
+
+    keeps_gradients = True  # type: ignore[assignment]
+
+    def has(self, batch: Any) -> bool:
+        return True
+
+    takes = has
+
+    def run(self, batch: PackedBatch, trained: int) -> torch.Tensor:
+        with self.task.computing(self.model, batch):
+            loss = self.task.loss_sum(self.model, batch)
+            torch.autograd.backward(loss / trained)
+        return loss.detach()
+
+
+def replaying(**changes: Any) -> Trainer:
+    trainer = toy_trainer(config(fast_path=False, **changes))
+    trainer.gradients.graphs = Replays(trainer.model, trainer.task, trainer.micro_batches)
+    trainer.gradients.graphs.train(trainer.parameters)
+    return trainer
+
+
+@pytest.mark.parametrize("save_every", [1, 3, 1000])
+def test_the_device_goes_on_while_a_step_is_told(monkeypatch: pytest.MonkeyPatch, save_every: int) -> None:
+    begun: list[int] = []
+    own = Gradients.begin
+
+    def begin(self: Gradients, rows: Any, step: int) -> None:
+        own(self, rows, step)
+        begun.append(step)
+
+    monkeypatch.setattr(Gradients, "begin", begin)
+    wanted = toy_trainer(config(fast_path=False))
+    calm = list(wanted.steps())
+    begun.clear()
+    trainer = replaying(save_every=save_every)
+    metrics = list(trainer.steps())
+    assert [one.loss for one in metrics] == [other.loss for other in calm]
+    assert same_bits(trained_state(trainer), trained_state(wanted))
+    assert begun == [step for step in range(1, trainer.total_steps) if step % save_every]
+    assert trainer.gradients.prepared.hits >= trainer.total_steps - 1
+
+
+def test_what_was_begun_is_forgotten_with_the_run(tmp_path: Path) -> None:
+    wanted = toy_trainer(config(fast_path=False))
+    list(wanted.steps())
+    trainer = replaying()
+    first(trainer, 2)
+    assert all(not parameter.grad.any() for parameter in trainer.parameters if parameter.grad is not None)
+    steps = trainer.steps()
+    next(steps)
+    assert any(parameter.grad.any() for parameter in trainer.parameters if parameter.grad is not None)
+    save_checkpoint(trainer, tmp_path)  # by a caller who was not asked to
+    next(steps)
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    load_checkpoint(trainer, saved)
+    assert trainer.step == 3
+    list(steps)
+    assert same_bits(trained_state(trainer), trained_state(wanted))
+
+
+def test_random_numbers_are_not_drawn_ahead() -> None:
+    trainer = replaying(adapter=AdapterConfig(r=4, lora_alpha=8, lora_dropout=0.1))
+    next(trainer.steps())
+    assert trainer.gradients._begun is None
+
+
+def test_a_step_that_diverges_leaves_nothing_begun() -> None:
+    optim = OptimConfig(warmup_share=0.0)
+    object.__setattr__(optim, "learning_rate", 1e30)
+    trainer = replaying(optim=optim)
+    with pytest.raises(DivergedError):
+        list(trainer.steps())
+    assert trainer.gradients._begun is None
+    assert all(not parameter.grad.any() for parameter in trainer.parameters if parameter.grad is not None)

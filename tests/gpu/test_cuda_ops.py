@@ -106,6 +106,23 @@ def test_rope_kernel(dtype: torch.dtype, width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize(("heads", "others", "rank"), [(4, 2, 16), (9, 3, 8), (32, 8, 16)])
+def test_q_k_and_v_at_once(dtype: torch.dtype, heads: int, others: int, rank: int) -> None:
+    whole = numbers(2, 21, heads + 2 * others, 64, dtype=dtype)
+    cos, sin = (numbers(1, 21, 64, dtype=dtype) for _ in range(2))
+    smalls, factors = numbers(42, 3 * rank, dtype=dtype), 0.3 * numbers(whole.shape[2] * 64, rank, dtype=dtype)
+    widths = [64 * heads, 64 * others, 64 * others]
+    pairs = zip(smalls.double().split(rank, dim=1), factors.double().split(widths), strict=True)
+    added = whole.double() + torch.cat([small @ b.T for small, b in pairs], dim=1).view(whole.shape)
+    turned = rope.rope_reference(added[:, :, : heads + others], cos.double(), sin.double())
+    expected = torch.cat([turned, added[:, :, heads + others :]], dim=2)
+    fast = kernels_for(whole)
+    assert fast is not None
+    fast.rope(whole, cos, sin, False, (smalls, factors), whole, (heads, heads + others))
+    torch.testing.assert_close(whole.float(), expected.float(), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("vocabulary", [96, 8192, 49_152, 128_256])
 def test_cross_entropy_kernel(dtype: torch.dtype, vocabulary: int) -> None:
     logits = 4 * numbers(37, vocabulary, dtype=dtype)

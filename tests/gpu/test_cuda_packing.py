@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from core import step_graphs
+from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import AdapterConfig, DataConfig, OptimConfig
 from core.train import StepMetrics, Trainer
 from tests.core.toy import same_bits, toy_config, toy_llama, toy_trainer, trained_state
@@ -68,6 +70,20 @@ def test_what_the_gpu_is_busy_with_is_recorded_when_it_comes_often(monkeypatch: 
     assert any(step_graphs.BUSY in note for metrics in steps[1:] for note in metrics.notes)
     for one, other in zip(steps, ordinary, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=2e-2)
+
+
+def test_the_device_goes_on_while_a_step_is_told(tmp_path: Path) -> None:
+    ahead, waiting = trainer(batch_size=24), trainer(batch_size=24)
+    waiting.gradients.begin = lambda rows, step: None  # type: ignore[method-assign]
+    steps = ahead.steps()
+    replayed = [next(steps) for _ in range(12)]
+    assert ahead.gradients._begun is not None, ahead.gradients.graphs.in_words()
+    save_checkpoint(ahead, tmp_path)  # of step 12, while the gradients of the next one are computed
+    for one, other in zip(replayed, first(waiting, 12), strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2e-2) and one.tokens == other.tokens
+    resumed = trainer(batch_size=24)
+    load_checkpoint(resumed, tmp_path / "step-000012")
+    assert next(steps).loss == pytest.approx(first(resumed, 1)[0].loss, rel=2e-2)
 
 
 def test_the_longest_batch_is_measured_before_the_first_step() -> None:

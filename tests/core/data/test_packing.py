@@ -59,6 +59,20 @@ def test_static_shapes_are_filled_with_what_is_not_trained() -> None:
     assert torch.equal(batch.to("cpu").input_ids, batch.input_ids)
 
 
+def test_where_nearly_all_is_trained_no_position_is_picked() -> None:
+    batch = pack([example(list(range(600)), 599), example(list(range(9, 409)), 399)], pad_id=0)
+    assert batch.positions.tolist() == list(range(1000)) and batch.n_trained == 998
+    assert batch.targets.tolist() == [*range(1, 600), IGNORED, *range(10, 409), IGNORED]
+    batch = pack([example(list(range(600)), 596)], pad_id=0)
+    assert batch.positions.tolist() == list(range(3, 599)), "more than one in 256 is not trained"
+
+
+def test_a_list_filled_up_to_the_whole_row_is_the_row() -> None:
+    batch = pack([example([5, 6, 7, 8], 2)], pad_id=0, shape=Shape(multiple=8, trained_multiple=8))
+    assert batch.positions.tolist() == list(range(8))
+    assert batch.targets.tolist() == [IGNORED, 7, 8, *[IGNORED] * 5]
+
+
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=64), st.integers(1, 700))
 @settings(max_examples=100, deadline=None)
 def test_every_row_goes_into_one_micro_batch_that_is_not_too_long(lengths: list[int], budget: int) -> None:
