@@ -88,6 +88,7 @@ class StepGraphs:
             self._busy = 0
             return
         multiple = max(LEAST_MULTIPLE, self._usual // LENGTHS // LEAST_MULTIPLE * LEAST_MULTIPLE)
+        self._usual = -(-self._usual // multiple) * multiple  # filled up, as its batches are
         self.batches.shape = Shape(multiple, 4 * multiple, batch_size + 2, max(*lengths, multiple))
 
     def _why_not(self) -> str:

@@ -58,6 +58,5 @@ class _FactorProduct(torch.autograd.Function):
             d_x = gradient @ used
             d_x = d_x if ctx.scale == 1.0 else d_x.mul_(ctx.scale)
         if wants_factor:
-            d_factor = wide_product(_flat(gradient).T, _flat(x), ctx.dtype)
-            d_factor = d_factor if ctx.scale == 1.0 else d_factor.mul_(ctx.scale)
+            d_factor = wide_product(_flat(gradient).T, _flat(x), ctx.dtype, ctx.scale)
         return d_x, d_factor, gradient if wants_start else None, None

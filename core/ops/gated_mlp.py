@@ -67,7 +67,7 @@ class _GatedMLP(torch.autograd.Function):
         del h
         smalls = None  # of the layer behind
         if joined:
-            around = around_of(inner, mlp.outer.factors(wide))
+            around = around_of(inner, mlp.outer.factors(wide), mlp.outer.scales[0])
             gated, small = lora_gate_forward(*halves(outputs), around, mlp.activation)
             smalls = [small]
         else:
@@ -104,7 +104,7 @@ class _GatedMLP(torch.autograd.Function):
         d_gated = behind.of_input(ctx.joined)
         of_b: list[Tensor] = []
         if ctx.joined:
-            around = around_of(kept, kept_outer.factors)
+            around = around_of(kept, kept_outer.factors, mlp.outer.scales[0])
             d_e, d_u, of_a, *of_b = lora_gate_backward(d_gated, *halves(outputs), around, behind.joined, mlp.activation)
             behind.take_a([of_a])
             found_outer = behind.of_parameters(None)

@@ -229,10 +229,10 @@ class GroupGradients:
             yield gradient, each.weight(dtype)
 
     def take_a(self, gradients: Sequence[Tensor]) -> None:
-        """Those of every A without its s, (r, in) each, which the caller has worked out."""
-        for place, scale, gradient in zip(self.group.places, self.group.scales, gradients, strict=True):
+        """Those of every A, (r, in) each, which the caller has worked out."""
+        for place, gradient in zip(self.group.places, gradients, strict=True):
             if self.wants[place]:
-                self.found[place] = gradient.to(self.parameters[place].dtype).mul_(scale)
+                self.found[place] = gradient.to(self.parameters[place].dtype)
 
     def take_b(self, gradients: Sequence[Tensor]) -> None:
         """Those of every B, (out, r) each, which the caller has worked out."""
@@ -254,23 +254,26 @@ class GroupGradients:
         """s dS^T drop(h) of every adapted layer; without dropout by one product that reads h once."""
         assert self.joined is not None
         dtype = self.parameters[self.group.places[0]].dtype
-        joined, x, ranks = self.joined, h.x, self.group.ranks
+        joined, x, ranks, scales = self.joined, h.x, self.group.ranks, self.group.scales
+        scale = scales[0] if len(set(scales)) == 1 else 1.0  # else each gets its own in a pass of its own
         if h.rstd is not None:
-            joined = scale_rows(joined, h.rstd)
+            joined, scale = scale_rows(joined, h.rstd, scale), 1.0
         if not self.kept.seeds:
-            whole = wide_product(joined.T, x, dtype)
-            found = list(torch.split(whole, ranks))
-            scaled_at_once = [whole] if len(set(self.group.scales)) == 1 else found
+            parts = [wide_product(joined.T, x, dtype, scale)]
+            found = list(torch.split(parts[0], ranks))
         else:
             drawn = iter(self.kept.seeds)
             smalls = torch.split(joined, ranks, dim=1)
-            found = [
-                wide_product(small.T, dropped(x, next(drawn), each.dropout) if each.dropout else x, dtype)
+            parts = found = [
+                wide_product(small.T, dropped(x, next(drawn), each.dropout) if each.dropout else x, dtype, scale)
                 for each, small in zip(self.group.adapted, smalls, strict=True)
             ]
-            scaled_at_once = found
-        for part, scale in zip(scaled_at_once, self.group.scales, strict=False):
-            part.mul_(scale if h.gain is None else h.gain.to(dtype) * scale)
+        if h.gain is not None:
+            for part in parts:
+                part.mul_(h.gain)
+        if len(set(scales)) > 1:
+            for part, own in zip(found, scales, strict=True):
+                part.mul_(own)
         return found
 
     def _unscale(self) -> None:
@@ -300,11 +303,11 @@ def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor,
     return (gradient * gain).to(gradient.dtype), (gradient.to(gain.dtype) * product).sum(0)
 
 
-def scale_rows(small: Tensor, factor: Tensor) -> Tensor:
-    """small (N, r) times factor (N, 1), which may be in a wider format, rounded once."""
+def scale_rows(small: Tensor, factor: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * small (N, r) times factor (N, 1), which may be in a wider format, rounded once."""
     if (kernels := kernels_for(small)) is not None:
-        return kernels.scale_rows(small, factor)
-    return torch.mul(small, factor, out=torch.empty_like(small))
+        return kernels.scale_rows(small, factor, scale)
+    return torch.mul(small, factor if scale == 1.0 else factor * scale, out=torch.empty_like(small))
 
 
 def _start(each: Projection, dtype: torch.dtype, residual: Tensor | None) -> Tensor | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -68,19 +69,27 @@ class Kernels(Protocol):
         is_back: bool,
         own: tuple[Tensor, Tensor] | None = None,
         made: Tensor | None = None,
-        parts: tuple[int, int] | None = None,
     ) -> Tensor:
-        """`rope.rope`, or its gradient, written to `made` if given, after S B^T of its `own` S and B is added.
+        """`rope.rope`, or its gradient, written to `made` if given, after S B^T of its `own` S and B is added."""
+        ...
 
-        `parts`: x is q, k and v side by side, of which so many heads are q's, and so many q's or k's. v is not turned.
-        """
+    def turn(
+        self,
+        parts: Sequence[Tensor],
+        cos: Tensor,
+        sin: Tensor,
+        is_back: bool,
+        own: tuple[Tensor, Tensor] | None,
+        made: Tensor,
+    ) -> None:
+        """The same for q, k and v at once, of which v is not turned, written side by side; S and B are so too."""
         ...
 
     def scale_columns(self, product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:
         """`group.scaled`, for a start of one row or of all."""
         ...
 
-    def scale_rows(self, small: Tensor, factor: Tensor) -> Tensor:
+    def scale_rows(self, small: Tensor, factor: Tensor, scale: float) -> Tensor:
         """`group.scale_rows`."""
         ...
 

@@ -30,12 +30,13 @@ class Around:
     b_e: Tensor  # B (F, r)
     b_u: Tensor
     a: Tensor  # s A (r, F) of the layer behind
+    scale: float  # that s
 
 
-def around_of(inner: Kept, outer: Sequence[Tensor]) -> Around:
-    """From what gate and up keep, and the factors of the layer behind."""
+def around_of(inner: Kept, outer: Sequence[Tensor], scale: float) -> Around:
+    """From what gate and up keep, and the factors and the s of the layer behind."""
     (small_e, small_u), (_, b_e, b_u), (a, *_) = inner.smalls, inner.factors, outer
-    return Around(small_e, small_u, b_e, b_u, a)
+    return Around(small_e, small_u, b_e, b_u, a, scale)
 
 
 def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool:
@@ -65,7 +66,7 @@ def lora_gate_forward(e: Tensor, u: Tensor, around: Around, activation: Activati
 def lora_gate_backward(
     gradient: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of e and u (N, F), of A without its s (r, F), and of both B (F, r).
+    """The gradients of e and u (N, F), of A (r, F) and of both B (F, r).
 
     `gradient` (N, F), which is overwritten, is that of gated without the share that comes through S, whose own
     gradient is `d_small` (N, r).
@@ -74,7 +75,7 @@ def lora_gate_backward(
         return fast.lora_gate_backward(gradient, e, u, around, d_small, activation.name == "silu")
     whole_e, whole_u = _whole(e, u, around)
     gated, d_e, d_u = gate_backward(torch.addmm(gradient, d_small, around.a), whole_e, whole_u, activation)
-    return d_e, d_u, d_small.T @ gated, d_e.T @ around.small_e, d_u.T @ around.small_u
+    return d_e, d_u, around.scale * (d_small.T @ gated), d_e.T @ around.small_e, d_u.T @ around.small_u
 
 
 def _whole(e: Tensor, u: Tensor, around: Around) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ y stays in its factors (`Normed`), as (S rstd)^T x gain needs no pass that forms
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,19 @@ class Norm:
     weight: Tensor  # (D)
     eps: float
     offset: float = 0.0  # Gemma's norms multiply by 1 + w
+
+    def gain(self, dtype: torch.dtype) -> Tensor:
+        """What it multiplies by, (D); made anew when the weight has changed."""
+        made, version = self._gains.get(dtype, (self.weight, -1))
+        if version != self.weight._version:
+            made = self.weight.detach().to(dtype)
+            made = made + self.offset if self.offset else made
+            self._gains[dtype] = made, self.weight._version
+        return made
+
+    @cached_property
+    def _gains(self) -> dict[torch.dtype, tuple[Tensor, int]]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def norm_again(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Tenso
     """y (N, D) in `dtype` from what was kept of it."""
     if (fast := kernels_for(x)) is not None and dtype == x.dtype:
         return fast.norm_again(x, rstd, norm.weight, norm.offset)
-    return torch.mul(x, rstd).mul_(_gain(norm, rstd.dtype)).to(dtype)
+    return torch.mul(x, rstd).mul_(norm.gain(rstd.dtype)).to(dtype)
 
 
 def in_factors(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Normed:
@@ -80,22 +94,17 @@ def in_factors(x: Tensor, rstd: Tensor, norm: Norm, dtype: torch.dtype) -> Norme
     """
     if dtype == torch.float16:
         return Normed(norm_again(x, rstd, norm, dtype))
-    return Normed(x.to(dtype), rstd, _gain(norm, rstd.dtype))
+    return Normed(x.to(dtype), rstd, norm.gain(rstd.dtype))
 
 
 def norm_backward(gradient: Tensor, x: Tensor, rstd: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
     """The gradient of x (N, D) in its dtype, from that of y; plus `residual`, what reaches x past the norm."""
     if (fast := kernels_for(x)) is not None and gradient.dtype == x.dtype:
         return fast.norm_backward(gradient, x, rstd, norm.weight, norm.offset, residual)
-    g = gradient * _gain(norm, rstd.dtype)
+    g = gradient * norm.gain(rstd.dtype)
     share = (g * x).sum(-1, keepdim=True).mul_(rstd.pow(3)).div_(x.shape[-1])
     g.mul_(rstd).addcmul_(x.to(g.dtype), share, value=-1)
     return (g if residual is None else g.add_(residual)).to(x.dtype)
-
-
-def _gain(norm: Norm, dtype: torch.dtype) -> Tensor:
-    weight = norm.weight.detach().to(dtype)
-    return weight + norm.offset if norm.offset else weight
 
 
 class _RMSNorm(torch.autograd.Function):

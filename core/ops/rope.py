@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from core.ops.adjacent import below_each_other, side_by_side
-from core.ops.group import Group, Kept
+from core.ops.group import Group, Kept, add_product
 from core.ops.kernels import WIDEST, kernels_for
 from core.ops.lora_gate import DTYPES
 
@@ -73,19 +73,17 @@ class Turn:
         if kept is None:
             return [*(fast.rope(each, self.cos, self.sin, False, made=each) for each in heads[:2]), heads[2]]
         smalls, factors = kept.smalls, kept.factors[1:]
-        x, small, factor = (
-            side_by_side([each.flatten(0, 1) for each in outputs]),
-            side_by_side(smalls),
-            below_each_other(factors),
-        )
+        x = side_by_side([each.flatten(0, 1) for each in outputs])
+        small, factor = side_by_side(smalls), below_each_other(factors)
         if x is not None and small is not None and factor is not None:
-            x = self._heads(x.view(*outputs[0].shape[:2], -1))
-            parts = heads[0].shape[2], heads[0].shape[2] + heads[1].shape[2]
-            fast.rope(x, self.cos, self.sin, False, (small, factor), x, parts)
+            whole = self._heads(x.view(*outputs[0].shape[:2], -1))
+            fast.turn(heads, self.cos, self.sin, False, (small, factor), whole)
             return heads
-        for each, of_q, own in zip(heads, (None, None, (0, 0)), zip(smalls, factors, strict=True), strict=True):
-            fast.rope(each, self.cos, self.sin, False, own, each, of_q)
-        return heads
+        owns = list(zip(smalls, factors, strict=True))
+        for each, own in zip(heads[:2], owns[:2], strict=True):
+            fast.rope(each, self.cos, self.sin, False, own, each)
+        value, (small, factor) = outputs[2].flatten(0, 1), owns[2]
+        return [*heads[:2], self._heads(add_product(value, small, factor).view(outputs[2].shape))]
 
     def backward(self, gradients: Sequence[Tensor], count: int) -> list[Tensor]:
         """The gradients (N, out) of `count` products, three or one, from those of q, k and v."""
@@ -96,8 +94,7 @@ class Turn:
             flat = [each.reshape(-1, width) for each, width in zip(turned, widths, strict=True)]
             return flat if count == 3 else [torch.cat(flat, dim=1)]
         whole = gradients[0].new_empty(*gradients[0].shape[:2], sum(widths))
-        for each, part, parts in zip(gradients, torch.split(whole, widths, dim=-1), (None, None, (0, 0)), strict=True):
-            fast.rope(each, self.cos, self.sin, True, made=self._heads(part), parts=parts)
+        fast.turn(gradients, self.cos, self.sin, True, None, self._heads(whole))
         joined = whole.view(-1, sum(widths))
         return list(torch.split(joined, widths, dim=1)) if count == 3 else [joined]
 

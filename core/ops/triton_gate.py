@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORWARD_TILE = {"ROWS": 32, "BLOCK": 64, "num_warps": 2}  # the fastest of some sizes on an H200, as are the others
 BACKWARD_TILE = {"ROWS": 16, "BLOCK": 64, "num_warps": 4}
+ADDED = {"PARTS": 8, "BLOCK": 256}
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 1024, 2048  # that a pass is divided into at least, where there is so much
 
 
@@ -161,6 +162,19 @@ def _lora_gate_backward(  # type: ignore[no-untyped-def]
     tl.store(part + rank_e * width + column * rank_u + r, total_u, mask=known & (r < rank_u))
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_up(sums, made, size, parts, scale, scaled, PARTS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        known = (part < parts)[:, None] & (column < size)[None, :]
+        values = tl.load(sums + part.to(tl.int64)[:, None] * size + column[None, :], mask=known, other=0.0)
+        total += tl.sum(values, axis=0)
+    total = tl.where(column < scaled, scale * total, total)
+    tl.store(made + column, total.to(made.dtype.element_ty), mask=column < size)
+
+
 def gate_forward(e: Tensor, u: Tensor, is_silu: bool) -> Tensor:
     """`gating.gate_forward`."""
     made = torch.empty(e.shape, dtype=e.dtype, device=e.device)
@@ -192,7 +206,7 @@ def lora_gate_forward(e: Tensor, u: Tensor, around: Around, is_silu: bool) -> tu
         e.contiguous(), u.contiguous(), small_e, small_u, *others, gated, sums, rows, width, *ranks,
         small_e.stride(0), small_u.stride(0), steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
-    return gated, sums.sum(0).to(e.dtype)
+    return gated, _added_up(sums, e.dtype)
 
 
 def lora_gate_backward(
@@ -213,8 +227,17 @@ def lora_gate_backward(
         gradient, e.contiguous(), u.contiguous(), small_e, small_u, d_small, *others, d_u, sums,
         rows, width, *ranks, *strides, steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
-    d_a, d_b_e, d_b_u = torch.split(sums.sum(0), [ranks[2] * width, ranks[0] * width, ranks[1] * width])
+    sizes = [ranks[2] * width, ranks[0] * width, ranks[1] * width]
+    d_a, d_b_e, d_b_u = torch.split(_added_up(sums, torch.float32, around.scale, sizes[0]), sizes)
     return gradient, d_u, d_a.view(ranks[2], width), d_b_e.view(width, ranks[0]), d_b_u.view(width, ranks[1])
+
+
+def _added_up(sums: Tensor, dtype: torch.dtype, scale: float = 1.0, scaled: int = 0) -> Tensor:
+    """The sum of all parts (parts, ...), the first `scaled` numbers times `scale`."""
+    made = torch.empty(sums.shape[1:], dtype=dtype, device=sums.device)
+    grid = (triton.cdiv(made.numel(), ADDED["BLOCK"]),)
+    _add_up[grid](sums, made, made.numel(), len(sums), scale, scaled, **ADDED)
+    return made
 
 
 def _factors(around: Around) -> list[Tensor]:

@@ -23,6 +23,7 @@ from core.ops.triton_products import scale_back as scale_back
 from core.ops.triton_products import scale_columns as scale_columns
 from core.ops.triton_products import scale_rows as scale_rows
 from core.ops.triton_rope import rope as rope
+from core.ops.triton_rope import turn as turn
 
 LOGITS = 8192  # of a row that a program looks at together
 LOG2_E = tl.constexpr(1.4426950408889634)

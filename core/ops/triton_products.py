@@ -39,13 +39,13 @@ def _scale_columns(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_rows(  # type: ignore[no-untyped-def]
-    x, factor, made, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x, factor, made, rows, width, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     inside = (row < rows) & (column < width)
     values = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    values *= tl.load(factor + row, mask=row < rows, other=0.0)
+    values *= scale * tl.load(factor + row, mask=row < rows, other=0.0)
     tl.store(made + row * width + column, values.to(made.dtype.element_ty), mask=inside)
 
 
@@ -113,14 +113,14 @@ def scale_columns(product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor
     return made
 
 
-def scale_rows(small: Tensor, factor: Tensor) -> Tensor:
+def scale_rows(small: Tensor, factor: Tensor, scale: float) -> Tensor:
     """`group.scale_rows`."""
     small = small.contiguous()
     made = torch.empty_like(small)
     rows, width = small.shape
     block = triton.next_power_of_2(width)
     tile = {"BLOCK": block, "ROWS": max(1, TILE // block)}
-    _scale_rows[(triton.cdiv(rows, tile["ROWS"]),)](small, factor.contiguous(), made, rows, width, **tile)
+    _scale_rows[(triton.cdiv(rows, tile["ROWS"]),)](small, factor.contiguous(), made, rows, width, scale, **tile)
     return made
 
 

@@ -8,15 +8,17 @@ from torch import Tensor
 PART = 64  # rows that a CPU sums at once
 
 
-def wide_product(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient in the format of its parameter: 16-bit operands are summed in float32 and not rounded back."""
+def wide_product(one: Tensor, other: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """scale * one other, in the format of a parameter: 16-bit operands are summed in float32 and not rounded back."""
     if not one.is_cuda:
-        return _summed_in_parts(one.to(dtype), other.to(dtype))
-    if one.dtype == dtype:
-        return one @ other
-    if dtype == torch.float32:
-        return torch.mm(one, other, out_dtype=torch.float32)
-    return (one @ other).to(dtype)
+        made = _summed_in_parts(one.to(dtype), other.to(dtype))
+        return made if scale == 1.0 else made.mul_(scale)
+    if dtype != one.dtype and dtype != torch.float32:
+        return wide_product(one, other, one.dtype, scale).to(dtype)
+    nothing = one.new_empty(1, 1, dtype=dtype)  # as beta is 0, it is not read
+    if dtype == one.dtype:
+        return torch.addmm(nothing, one, other, beta=0, alpha=scale)
+    return torch.addmm(nothing, one, other, out_dtype=dtype, beta=0, alpha=scale)
 
 
 def _summed_in_parts(one: Tensor, other: Tensor) -> Tensor:

@@ -73,10 +73,11 @@ def test_gate_kernels_with_small_products(
     rows, width = shape
     small_e, small_u = numbers(rows, ranks[0] + ranks[1], dtype=dtype).split(ranks[:2], dim=1)
     factors = [0.3 * numbers(*size, dtype=dtype) for size in ((width, ranks[0]), (width, ranks[1]), (ranks[2], width))]
-    around = lora_gate.Around(small_e, small_u, *factors)
+    around = lora_gate.Around(small_e, small_u, *factors, 0.7)
     e, u, g = (numbers(rows, width, dtype=dtype) for _ in range(3))
     d_small = numbers(rows, ranks[2], dtype=dtype)
-    exact = lora_gate.Around(*(getattr(around, each.name).double() for each in fields(around)))  # has no kernel
+    tensors = [getattr(around, each.name) for each in fields(around)[:-1]]
+    exact = lora_gate.Around(*(each.double() for each in tensors), around.scale)  # has no kernel
     wide = e.double(), u.double(), exact
     wanted = (
         *lora_gate.lora_gate_forward(*wide, activation),
@@ -118,7 +119,15 @@ def test_q_k_and_v_at_once(dtype: torch.dtype, heads: int, others: int, rank: in
     expected = torch.cat([turned, added[:, :, heads + others :]], dim=2)
     fast = kernels_for(whole)
     assert fast is not None
-    fast.rope(whole, cos, sin, False, (smalls, factors), whole, (heads, heads + others))
+    parts = torch.split(whole, [heads, others, others], dim=2)
+    made = torch.zeros_like(whole)
+    fast.turn(parts, cos, sin, True, None, made)
+    leaf = whole.double().requires_grad_()
+    rope.rope_reference(leaf, cos.double(), sin.double()).backward(whole.double())
+    assert leaf.grad is not None
+    torch.testing.assert_close(made[:, :, : heads + others].double(), leaf.grad[:, :, : heads + others], **CLOSE[dtype])
+    assert torch.equal(made[:, :, heads + others :], parts[2])
+    fast.turn(parts, cos, sin, False, (smalls, factors), whole)
     torch.testing.assert_close(whole.float(), expected.float(), **CLOSE[dtype])
 
 

@@ -73,7 +73,7 @@ def test_what_the_gpu_is_busy_with_is_recorded_when_it_comes_often(monkeypatch: 
 
 
 def test_the_device_goes_on_while_a_step_is_told(tmp_path: Path) -> None:
-    ahead, waiting = trainer(batch_size=24), trainer(batch_size=24)
+    ahead, waiting = trainer(batch_size=24, save_every=1000), trainer(batch_size=24, save_every=1000)
     waiting.gradients.begin = lambda rows, step: None  # type: ignore[method-assign]
     steps = ahead.steps()
     replayed = [next(steps) for _ in range(12)]
@@ -81,7 +81,7 @@ def test_the_device_goes_on_while_a_step_is_told(tmp_path: Path) -> None:
     save_checkpoint(ahead, tmp_path)  # of step 12, while the gradients of the next one are computed
     for one, other in zip(replayed, first(waiting, 12), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=2e-2) and one.tokens == other.tokens
-    resumed = trainer(batch_size=24)
+    resumed = trainer(batch_size=24, save_every=1000)
     load_checkpoint(resumed, tmp_path / "step-000012")
     assert next(steps).loss == pytest.approx(first(resumed, 1)[0].loss, rel=2e-2)
 
