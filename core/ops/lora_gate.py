@@ -18,6 +18,7 @@ from core.ops.group import Group, Kept
 from core.ops.kernels import kernels_for
 
 WIDEST_RANK = 32  # whose sums the kernels hold in registers
+ALIGNED = 8  # numbers: rows begin where the kernels can fetch from
 DTYPES = (torch.bfloat16, torch.float16)  # for which there are fast products of small tiles
 
 
@@ -51,6 +52,7 @@ def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool
         and not any(group.dropping or group.scaled for group in groups)
         and all(each.bias is None for each in inner.projections)
         and max(each.rank for each in layers) <= WIDEST_RANK
+        and outer.width % ALIGNED == 0
     )
 
 

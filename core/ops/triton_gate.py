@@ -5,23 +5,25 @@ Sums over columns or rows are formed in a few parts, always the same ones, which
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from core.ops.triton_products import _load_small, blocks_of
 
 if TYPE_CHECKING:
     from core.ops.lora_gate import Around
 
-FORWARD_TILE = {"ROWS": 32, "BLOCK": 64, "num_warps": 2}  # the fastest of some sizes on an H200, as are the others
-BACKWARD_TILE = {"ROWS": 16, "BLOCK": 64, "num_warps": 4}
-ADDED = {"PARTS": 8, "BLOCK": 256}
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 1024, 2048  # that a pass is divided into at least, where there is so much
+# Tiles come and leave beside the computing, which so holds one of each alone; FAST are the fastest of some on an H200.
+FAST = {"ROWS": 16, "BLOCK": 128, "STAGES": 2, "num_warps": 1}, {"ROWS": 16, "BLOCK": 128, "STAGES": 3, "num_warps": 2}
+SMALL = {"ROWS": 16, "BLOCK": 64, "STAGES": 2, "num_warps": 1}, {"ROWS": 16, "BLOCK": 64, "STAGES": 2, "num_warps": 4}
+ADDED = {"PARTS": 4, "BLOCK": 512}
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 1024, 512  # that a pass is divided into at least, where there is so much
 
 
 @triton.jit
@@ -78,27 +80,27 @@ def _gate_backward(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _lora_gate_forward(  # type: ignore[no-untyped-def]
-    e, u, small_e, small_u, b_e, b_u, a, gated, sums, rows, width, rank_e, rank_u, rank_a,
+    e, u, gated, small_e, small_u, b_e, b_u, a, sums, rows, width, rank_e, rank_u, rank_a,
     stride_e, stride_u, steps, IS_SILU: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    top = tl.program_id(0) * ROWS
+    row = (top + tl.arange(0, ROWS)).to(tl.int64)
     left_e = _load_small(small_e, row, rows, rank_e, stride_e, RANK)
     left_u = _load_small(small_u, row, rows, rank_u, stride_u, RANK)
     r = tl.arange(0, RANK)
     total = tl.zeros((ROWS, RANK), dtype=tl.float32)
-    for step in range(steps):
-        column = (tl.program_id(1) * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        inside = (row < rows)[:, None] & (column < width)[None, :]
-        place = row[:, None] * width + column[None, :]
-        gate = tl.load(e + place, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(u + place, mask=inside, other=0.0).to(tl.float32)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        first = (tl.program_id(1) * steps + step) * BLOCK
+        column = first + tl.arange(0, BLOCK)
+        gate, up = e.load([top, first]).to(tl.float32), u.load([top, first]).to(tl.float32)
         right_e = tl.trans(_load_small(b_e, column, width, rank_e, rank_e, RANK))
         right_u = tl.trans(_load_small(b_u, column, width, rank_u, rank_u, RANK))
         gate = tl.dot(left_e, right_e, gate, input_precision="ieee")
         up = tl.dot(left_u, right_u, up, input_precision="ieee")
         value, _ = _activate(gate, IS_SILU)
-        made = (value * up).to(gated.dtype.element_ty)
-        tl.store(gated + place, made, mask=inside)
+        made = (value * up).to(gated.dtype)
+        gated.store([top, first], made)
         known = (column < width)[:, None] & (r < rank_a)[None, :]
         behind = tl.load(a + r[None, :] * width + column[:, None], mask=known, other=0.0)
         total = tl.dot(made, behind, total, input_precision="ieee")
@@ -108,13 +110,13 @@ def _lora_gate_forward(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _lora_gate_backward(  # type: ignore[no-untyped-def]
-    gradient, e, u, small_e, small_u, d_small, b_e, b_u, a, d_u, sums, rows, width,
+    gradient, e, u, d_u, small_e, small_u, d_small, b_e, b_u, a, sums, rows, width,
     rank_e, rank_u, rank_a, stride_e, stride_u, stride_a, steps, IS_SILU: tl.constexpr, RANK: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # Tiles stand on their side, (BLOCK, ROWS): so what one product gives is what the next one takes, in the registers.
-    # The next tile is asked for before the current one is computed, as memory takes longer than that.
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0) * BLOCK
+    column = first + tl.arange(0, BLOCK)
     r = tl.arange(0, RANK)
     left_e = _load_small(b_e, column, width, rank_e, rank_e, RANK)
     left_u = _load_small(b_u, column, width, rank_u, rank_u, RANK)
@@ -123,21 +125,11 @@ def _lora_gate_backward(  # type: ignore[no-untyped-def]
     total_a = tl.zeros((BLOCK, RANK), dtype=tl.float32)
     total_e = tl.zeros((BLOCK, RANK), dtype=tl.float32)
     total_u = tl.zeros((BLOCK, RANK), dtype=tl.float32)
-    row = (tl.program_id(1) * steps * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    end = tl.minimum(rows, (tl.program_id(1) + 1) * steps * ROWS)
-    inside = (column < width)[:, None] & (row < end)[None, :]
-    place = row[None, :] * width + column[:, None]
-    next_g = tl.load(gradient + place, mask=inside, other=0.0)
-    next_e = tl.load(e + place, mask=inside, other=0.0)
-    next_u = tl.load(u + place, mask=inside, other=0.0)
-    for _ in range(steps):
-        g, gate, up = next_g.to(tl.float32), next_e.to(tl.float32), next_u.to(tl.float32)
-        inside = (column < width)[:, None] & (row < end)[None, :]
-        place = row[None, :] * width + column[:, None]
-        behind, further = place + ROWS * width, (column < width)[:, None] & (row + ROWS < end)[None, :]
-        next_g = tl.load(gradient + behind, mask=further, other=0.0)
-        next_e = tl.load(e + behind, mask=further, other=0.0)
-        next_u = tl.load(u + behind, mask=further, other=0.0)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        top = (tl.program_id(1) * steps + step) * ROWS
+        row = top + tl.arange(0, ROWS)
+        g = tl.trans(gradient.load([top, first])).to(tl.float32)
+        gate, up = tl.trans(e.load([top, first])).to(tl.float32), tl.trans(u.load([top, first])).to(tl.float32)
         right_a = _load_small(d_small, row, rows, rank_a, stride_a, RANK)
         right_e = _load_small(small_e, row, rows, rank_e, stride_e, RANK)
         right_u = _load_small(small_u, row, rows, rank_u, stride_u, RANK)
@@ -145,15 +137,14 @@ def _lora_gate_backward(  # type: ignore[no-untyped-def]
         gate = tl.dot(left_e, tl.trans(right_e), gate, input_precision="ieee")
         up = tl.dot(left_u, tl.trans(right_u), up, input_precision="ieee")
         value, slope = _activate(gate, IS_SILU)
-        made = (value * up).to(d_u.dtype.element_ty)
-        of_e = (g * up * slope).to(d_u.dtype.element_ty)
-        of_u = (g * value).to(d_u.dtype.element_ty)
-        tl.store(gradient + place, of_e, mask=inside)
-        tl.store(d_u + place, of_u, mask=inside)
+        made = (value * up).to(d_u.dtype)
+        of_e = (g * up * slope).to(d_u.dtype)
+        of_u = (g * value).to(d_u.dtype)
+        gradient.store([top, first], tl.trans(of_e))
+        d_u.store([top, first], tl.trans(of_u))
         total_a = tl.dot(made, right_a, total_a, input_precision="ieee")
         total_e = tl.dot(of_e, right_e, total_e, input_precision="ieee")
         total_u = tl.dot(of_u, right_u, total_u, input_precision="ieee")
-        row += ROWS
     part = sums + tl.program_id(1).to(tl.int64) * width * (rank_a + rank_e + rank_u)  # for A, then for both B
     tl.store(part + r[None, :] * width + column[:, None], total_a, mask=of_a)
     part += rank_a * width
@@ -195,15 +186,17 @@ def gate_backward(gradient: Tensor, e: Tensor, u: Tensor, is_silu: bool) -> tupl
 def lora_gate_forward(e: Tensor, u: Tensor, around: Around, is_silu: bool) -> tuple[Tensor, Tensor]:
     """`lora_gate.lora_gate_forward`."""
     rows, width = e.shape
-    ranks, tile = _ranks(around), FORWARD_TILE
+    ranks = _ranks(around)
+    tile, _ = _tiles(ranks, e.device)
     down, across = triton.cdiv(rows, tile["ROWS"]), triton.cdiv(width, tile["BLOCK"])
     steps = _steps(across, down, FORWARD_PROGRAMS)
     parts = triton.cdiv(across, steps)
     gated = torch.empty_like(e)
     sums = torch.empty(parts, rows, ranks[2], dtype=torch.float32, device=e.device)
     small_e, small_u, *others = _factors(around)
+    wide = [_tiled(each, tile) for each in (e, u, gated)]
     _lora_gate_forward[down, parts](
-        e.contiguous(), u.contiguous(), small_e, small_u, *others, gated, sums, rows, width, *ranks,
+        *wide, small_e, small_u, *others, sums, rows, width, *ranks,
         small_e.stride(0), small_u.stride(0), steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
     return gated, _added_up(sums, e.dtype)
@@ -214,7 +207,8 @@ def lora_gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`lora_gate.lora_gate_backward`: the gradient of e is written over that of gated."""
     rows, width = e.shape
-    ranks, tile = _ranks(around), BACKWARD_TILE
+    ranks = _ranks(around)
+    _, tile = _tiles(ranks, e.device)
     down, across = triton.cdiv(rows, tile["ROWS"]), triton.cdiv(width, tile["BLOCK"])
     steps = _steps(down, across, BACKWARD_PROGRAMS)
     parts = triton.cdiv(down, steps)
@@ -223,13 +217,24 @@ def lora_gate_backward(
     small_e, small_u, *others = _factors(around)
     d_small = _side_by_side(d_small)
     strides = [small.stride(0) for small in (small_e, small_u, d_small)]
+    wide = [_tiled(each, tile) for each in (gradient, e, u, d_u)]
     _lora_gate_backward[across, parts](
-        gradient, e.contiguous(), u.contiguous(), small_e, small_u, d_small, *others, d_u, sums,
+        *wide, small_e, small_u, d_small, *others, sums,
         rows, width, *ranks, *strides, steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
     sizes = [ranks[2] * width, ranks[0] * width, ranks[1] * width]
     d_a, d_b_e, d_b_u = torch.split(_added_up(sums, torch.float32, around.scale, sizes[0]), sizes)
     return gradient, d_u, d_a.view(ranks[2], width), d_b_e.view(width, ranks[0]), d_b_u.view(width, ranks[1])
+
+
+def _tiles(ranks: list[int], device: torch.device) -> tuple[dict[str, int], dict[str, int]]:
+    """The tiles forward and backward; the larger ones need a GPU of the Hopper generation or newer, and few ranks."""
+    return FAST if _filled(ranks) == 16 and torch.cuda.get_device_capability(device) >= (9, 0) else SMALL
+
+
+def _tiled(matrix: Tensor, tile: dict[str, int]) -> Any:
+    """A matrix whose tiles the device fetches and stores by itself."""
+    return TensorDescriptor.from_tensor(matrix.contiguous(), [tile["ROWS"], tile["BLOCK"]])
 
 
 def _added_up(sums: Tensor, dtype: torch.dtype, scale: float = 1.0, scaled: int = 0) -> Tensor:

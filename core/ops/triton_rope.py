@@ -36,8 +36,6 @@ def _turn(  # type: ignore[no-untyped-def]
     own_head = tl.where(is_q, head, tl.where(is_turned, head - of_q, head - turned))
     source = (batch * x_batch + position * x_token + own_head * x_head)[:, None] + column[None, :]
     target = (batch * made_batch + position * made_token + head * made_head)[:, None] + column[None, :]
-    next_1 = tl.load(x + source, mask=inside, other=0.0)
-    next_2 = tl.load(x + source + half, mask=inside, other=0.0)
     angle = (batch * angle_batch + position * 2 * half)[:, None] + column[None, :]
     known = inside & is_turned  # the others are turned by nothing
     cos_1 = tl.load(cos + angle, mask=known, other=1.0).to(tl.float32)
@@ -47,16 +45,14 @@ def _turn(  # type: ignore[no-untyped-def]
     small += tl.where(is_q, 0, tl.where(is_turned, apart, 2 * apart))
     if HAS_SMALL:
         left = _load_small(small, token, tokens, rank, small_stride, RANK)
-    for _ in range(HEADS):
-        first, second = next_1.to(tl.float32), next_2.to(tl.float32)
-        further = inside & (head + 1 < heads)
-        source += x_head
-        next_1 = tl.load(x + source, mask=further, other=0.0)
-        next_2 = tl.load(x + source + half, mask=further, other=0.0)
+    for step in tl.range(0, HEADS, num_stages=2):
+        known = inside & (head + step < heads)
+        first = tl.load(x + source + step * x_head, mask=known, other=0.0).to(tl.float32)
+        second = tl.load(x + source + step * x_head + half, mask=known, other=0.0).to(tl.float32)
         if HAS_SMALL:
-            there = tl.where(head < heads, half, 0)
-            of_first = _load_small(b + head * size * rank, column, there, rank, rank, RANK)
-            of_second = _load_small(b + (head * size + half) * rank, column, there, rank, rank, RANK)
+            there = tl.where(head + step < heads, half, 0)
+            of_first = _load_small(b + (head + step) * size * rank, column, there, rank, rank, RANK)
+            of_second = _load_small(b + ((head + step) * size + half) * rank, column, there, rank, rank, RANK)
             first = tl.dot(left, tl.trans(of_first), first, input_precision="ieee")
             second = tl.dot(left, tl.trans(of_second), second, input_precision="ieee")
         if IS_BACK:
@@ -65,11 +61,8 @@ def _turn(  # type: ignore[no-untyped-def]
         else:
             turned_1 = first * cos_1 - second * sin_1
             turned_2 = second * cos_2 + first * sin_2
-        known = inside & (head < heads)
-        tl.store(made + target, turned_1.to(made.dtype.element_ty), mask=known)
-        tl.store(made + target + half, turned_2.to(made.dtype.element_ty), mask=known)
-        target += made_head
-        head += 1
+        tl.store(made + target + step * made_head, turned_1.to(made.dtype.element_ty), mask=known)
+        tl.store(made + target + step * made_head + half, turned_2.to(made.dtype.element_ty), mask=known)
 
 
 def rope(
