@@ -19,6 +19,7 @@ from core.ops.lora_gate import around_of, joins, lora_gate_backward, lora_gate_f
 from core.ops.output_linear import end_branch
 from core.ops.precision import compute_dtype
 from core.ops.rms_norm import Norm, Normed, in_factors, norm_again, norm_backward, norm_forward, rms_norm_reference
+from core.ops.scaled_gate import scaled_gate_backward, scaled_gate_forward, scales
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,21 @@ class _GatedMLP(torch.autograd.Function):
         rows, wide = x.reshape(-1, x.shape[-1]), compute_dtype(x)
         h, rstd = norm_forward(rows, mlp.norm, wide)
         joined = joins(mlp.inner, mlp.outer, mlp.activation, h)
-        outputs, inner = mlp.inner.forward(h, bare=2 if joined else 0)
+        is_scaled = scales(mlp.inner, mlp.activation, h)
+        outputs, inner = mlp.inner.forward(h, bare=2 if joined or is_scaled else 0)
         del h
         smalls = None  # of the layer behind
         if joined:
             around = around_of(inner, mlp.outer.factors(wide), mlp.outer.scales[0])
             gated, small = lora_gate_forward(*halves(outputs), around, mlp.activation)
             smalls = [small]
+        elif is_scaled:
+            gated = scaled_gate_forward(inner.products, inner.gains, mlp.activation)
         else:
             gated = gate_forward(*halves(outputs), mlp.activation)
         y, outer, post_kept = end_branch(gated, rows, mlp.outer, mlp.post, smalls)
-        ctx.mlp, ctx.dtype, ctx.shape, ctx.keeps_inner, ctx.joined = mlp, wide, x.shape, keeps_inner, joined
+        ctx.mlp, ctx.dtype, ctx.shape, ctx.keeps_inner = mlp, wide, x.shape, keeps_inner
+        ctx.joined, ctx.is_scaled = joined, is_scaled
         pairs = zip(mlp.inner.projections, outputs, strict=True)
         plain = [own.to(x.dtype) for each, own in pairs if not each.is_dora and keeps_inner]
         inner = inner if keeps_inner else inner.without_products()
@@ -97,25 +102,30 @@ class _GatedMLP(torch.autograd.Function):
         kept_outer, own = mlp.outer.unpack((*outer, *parameters[middle:]))
         behind = mlp.outer.backward(kept_outer, [flat], own, wants[3 + middle :])
         kept, own = mlp.inner.unpack((*inner, *parameters[:middle]), ctx.keeps_inner)
-        if ctx.keeps_inner:
+        bare = 2 if ctx.joined or ctx.is_scaled else 0
+        if ctx.keeps_inner and not ctx.is_scaled:
             outputs = _outputs_again(mlp.inner, outputs, kept, ctx.dtype)
-        else:
-            outputs, kept = mlp.inner.again(norm_again(rows, rstd, mlp.norm, ctx.dtype), kept, 2 if ctx.joined else 0)
+        elif not ctx.keeps_inner:
+            outputs, kept = mlp.inner.again(norm_again(rows, rstd, mlp.norm, ctx.dtype), kept, bare)
         d_gated = behind.of_input(ctx.joined)
         of_b: list[Tensor] = []
+        sums: list[Tensor] = []
         if ctx.joined:
             around = around_of(kept, kept_outer.factors, mlp.outer.scales[0])
             d_e, d_u, of_a, *of_b = lora_gate_backward(d_gated, *halves(outputs), around, behind.joined, mlp.activation)
             behind.take_a([of_a])
             found_outer = behind.of_parameters(None)
         else:
-            gated, d_e, d_u = gate_backward(d_gated, *halves(outputs), mlp.activation)
+            if ctx.is_scaled:
+                gated, d_e, d_u, *sums = scaled_gate_backward(d_gated, kept.products, kept.gains, mlp.activation)
+            else:
+                gated, d_e, d_u = gate_backward(d_gated, *halves(outputs), mlp.activation)
             found_outer = behind.of_parameters(Normed(gated))
             del gated
         del outputs, d_gated, behind
         inner_gradients = [d_e, d_u] if len(mlp.inner.projections) == 2 else [torch.cat([d_e, d_u], dim=-1)]
         del d_e, d_u
-        passed = mlp.inner.backward(kept, inner_gradients, own, wants[3 : 3 + middle])
+        passed = mlp.inner.backward(kept, inner_gradients, own, wants[3 : 3 + middle], sums)
         if ctx.joined:
             passed.take_b(of_b)
         needs_h = mlp.inner.needs_input(wants[3 : 3 + middle])

@@ -90,7 +90,8 @@ class Group:
     ) -> tuple[list[Tensor], Kept]:
         """The outputs (N, out) of rows h (N, in); `residual` (N, out) is added to the only one.
 
-        `smalls` are the S where they are known already; the first `bare` outputs lack S B^T, which the caller adds.
+        `smalls` are the S where they are known already; the first `bare` outputs lack S B^T, or the gain of a DoRA,
+        which are the caller's to add.
         """
         seeds = [seed for each in self.projections if (seed := each.draw_seed(h)) is not None]
         factors = self.factors(h.dtype)
@@ -105,7 +106,7 @@ class Group:
         return self._outputs(h, kept, None, bare)
 
     def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None, bare: int) -> tuple[list[Tensor], Kept]:
-        if bare == len(self.projections) and (weight := self.stacked(h.dtype)) is not None:
+        if bare == len(self.projections) and not self.scaled and (weight := self.stacked(h.dtype)) is not None:
             biases = [bias for each in self.projections if (bias := _start(each, h.dtype, None)) is not None]
             widths = [len(each.weight(h.dtype)) for each in self.projections]
             if len(biases) in (0, len(widths)):
@@ -116,11 +117,12 @@ class Group:
         small, factor, gain = iter(kept.smalls), iter(kept.factors[1:]), iter(kept.gains)
         for index, each in enumerate(self.projections):
             own = (next(small), next(factor)) if each.adapter is not None else None
-            own = None if index < bare else own
             if each.is_dora:
                 products.append(_product(each, h, own, None))
-                outputs.append(scaled(each, products[-1], next(gain), residual))
+                factor_of = next(gain)
+                outputs.append(products[-1] if index < bare else scaled(each, products[-1], factor_of, residual))
             else:
+                own = None if index < bare else own
                 outputs.append(_product(each, h, own, _start(each, h.dtype, residual)))
         return outputs, replace(kept, products=tuple(products)) if products else kept
 
@@ -145,10 +147,18 @@ class Group:
         ]
 
     def backward(
-        self, kept: Kept, gradients: Sequence[Tensor], parameters: Sequence[Tensor], wants: Sequence[bool]
+        self,
+        kept: Kept,
+        gradients: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        wants: Sequence[bool],
+        sums: Sequence[Tensor] = (),
     ) -> GroupGradients:
-        """The gradients that follow from those of the outputs (N, out); `wants` says which parameters train."""
-        return GroupGradients(self, kept, gradients, parameters, wants)
+        """The gradients that follow from those of the outputs (N, out); `wants` says which parameters train.
+
+        With the `sums` (out) of every DoRA, as `scale_back` gives them, the gradients are those of the products.
+        """
+        return GroupGradients(self, kept, gradients, parameters, wants, sums)
 
     def stacked(self, dtype: torch.dtype) -> Tensor | None:
         """The weights of several layers as one (sum of out, in), where they lie below each other in memory."""
@@ -180,12 +190,18 @@ class GroupGradients:
     """
 
     def __init__(
-        self, group: Group, kept: Kept, gradients: Sequence[Tensor], parameters: Sequence[Tensor], wants: Sequence[bool]
+        self,
+        group: Group,
+        kept: Kept,
+        gradients: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        wants: Sequence[bool],
+        sums: Sequence[Tensor],
     ) -> None:
         self.group, self.kept, self.parameters, self.wants = group, kept, parameters, wants
         self.found: list[Tensor | None] = [None] * len(parameters)
         self.inner = list(gradients)  # the gradients of x W^T + s S B^T
-        self._unscale()
+        self._unscale(sums or self._scale_back())
         self.joined = self._joined_smalls()
 
     def _joined_smalls(self) -> Tensor | None:
@@ -276,15 +292,26 @@ class GroupGradients:
                 part.mul_(own)
         return found
 
-    def _unscale(self) -> None:
-        """Go back through DoRA's gain: dm = sum over rows of dy u / |V|, du = dy m / |V|; |V| is a constant."""
-        lengths, gains, products = iter(self.kept.lengths), iter(self.kept.gains), iter(self.kept.products)
-        for index, place, each in self.group.numbered:
-            if each.is_dora:
-                length = next(lengths)
-                self.inner[index], sums = scale_back(self.inner[index], next(products), next(gains))
-                if self.wants[place + 2]:
-                    self.found[place + 2] = sums.to(length.dtype) / length
+    def _scale_back(self) -> list[Tensor]:
+        """Go back through the gains: du = dy m / |V|; the sums over rows of dy u are returned."""
+        if not self.group.scaled:
+            return []
+        places = [index for index, _, each in self.group.numbered if each.is_dora]
+        widths = [self.inner[index].shape[1] for index in places]
+        whole = self.inner[places[0]].new_empty(len(self.inner[0]), sum(widths))  # side by side, as q, k and v were
+        sums = []
+        pairs = zip(places, torch.split(whole, widths, dim=1), self.kept.products, self.kept.gains, strict=True)
+        for index, made, own_product, gain in pairs:
+            self.inner[index], own = scale_back(self.inner[index], own_product, gain, made)
+            sums.append(own)
+        return sums
+
+    def _unscale(self, sums: Sequence[Tensor]) -> None:
+        """dm = sum over rows of dy u / |V|, where |V| is a constant."""
+        places = [place for _, place, each in self.group.numbered if each.is_dora]
+        for place, own, length in zip(places, sums, self.kept.lengths, strict=True):
+            if self.wants[place + 2]:
+                self.found[place + 2] = own.to(length.dtype) / length
 
 
 def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -296,11 +323,15 @@ def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | N
     return (made if start is None else made.add_(start)).to(product.dtype)
 
 
-def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """(gradient * gain, the sum of gradient * product over the rows (out)) of two (N, out) and a gain (out)."""
+def scale_back(gradient: Tensor, product: Tensor, gain: Tensor, made: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(gradient * gain, the sum of gradient * product over the rows (out)) of two (N, out) and a gain (out).
+
+    The first is written to `made`, if given.
+    """
     if (kernels := kernels_for(gradient)) is not None:
-        return kernels.scale_back(gradient, product, gain)
-    return (gradient * gain).to(gradient.dtype), (gradient.to(gain.dtype) * product).sum(0)
+        return kernels.scale_back(gradient, product, gain, made)
+    made = torch.empty_like(gradient) if made is None else made
+    return torch.mul(gradient, gain, out=made), (gradient.to(gain.dtype) * product).sum(0)
 
 
 def scale_rows(small: Tensor, factor: Tensor, scale: float = 1.0) -> Tensor:

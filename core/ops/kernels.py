@@ -61,6 +61,16 @@ class Kernels(Protocol):
         """`lora_gate.lora_gate_backward`."""
         ...
 
+    def scaled_gate_forward(self, e: Tensor, u: Tensor, gain_e: Tensor, gain_u: Tensor, is_silu: bool) -> Tensor:
+        """`scaled_gate.scaled_gate_forward`, for silu or gelu with tanh."""
+        ...
+
+    def scaled_gate_backward(
+        self, gradient: Tensor, e: Tensor, u: Tensor, gain_e: Tensor, gain_u: Tensor, is_silu: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """`scaled_gate.scaled_gate_backward`."""
+        ...
+
     def rope(
         self,
         x: Tensor,
@@ -101,7 +111,9 @@ class Kernels(Protocol):
         """`group.add_product`."""
         ...
 
-    def scale_back(self, gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def scale_back(
+        self, gradient: Tensor, product: Tensor, gain: Tensor, made: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`group.scale_back`."""
         ...
 
@@ -125,12 +137,12 @@ def _kernels() -> Kernels | None:
     compiler = os.environ.get("CC") or which("gcc") or which("clang") or which("cc")
     if torch.version.cuda is None or find_spec("triton") is None or compiler is None:
         return None
-    found: Any = import_module("core.ops.triton_kernels")
-    made: Kernels = found
     trial = torch.zeros(1, 16, device="cuda")
     try:
+        found: Any = import_module("core.ops.triton_kernels")
+        made: Kernels = found
         made.gate_forward(trial, trial, is_silu=True)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ImportError) as error:
         logger.warning("Triton cannot compile here, so that steps take somewhat longer: %s", error)
         return None
     return made

@@ -199,7 +199,7 @@ def lora_gate_forward(e: Tensor, u: Tensor, around: Around, is_silu: bool) -> tu
         *wide, small_e, small_u, *others, sums, rows, width, *ranks,
         small_e.stride(0), small_u.stride(0), steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
-    return gated, _added_up(sums, e.dtype)
+    return gated, added_up(sums, e.dtype)
 
 
 def lora_gate_backward(
@@ -223,7 +223,7 @@ def lora_gate_backward(
         rows, width, *ranks, *strides, steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
     sizes = [ranks[2] * width, ranks[0] * width, ranks[1] * width]
-    d_a, d_b_e, d_b_u = torch.split(_added_up(sums, torch.float32, around.scale, sizes[0]), sizes)
+    d_a, d_b_e, d_b_u = torch.split(added_up(sums, torch.float32, around.scale, sizes[0]), sizes)
     return gradient, d_u, d_a.view(ranks[2], width), d_b_e.view(width, ranks[0]), d_b_u.view(width, ranks[1])
 
 
@@ -237,7 +237,7 @@ def _tiled(matrix: Tensor, tile: dict[str, int]) -> Any:
     return TensorDescriptor.from_tensor(matrix.contiguous(), [tile["ROWS"], tile["BLOCK"]])
 
 
-def _added_up(sums: Tensor, dtype: torch.dtype, scale: float = 1.0, scaled: int = 0) -> Tensor:
+def added_up(sums: Tensor, dtype: torch.dtype, scale: float = 1.0, scaled: int = 0) -> Tensor:
     """The sum of all parts (parts, ...), the first `scaled` numbers times `scale`."""
     made = torch.empty(sums.shape[1:], dtype=dtype, device=sums.device)
     grid = (triton.cdiv(made.numel(), ADDED["BLOCK"]),)

@@ -83,7 +83,8 @@ def _row_lengths(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _scale_back(  # type: ignore[no-untyped-def]
-    gradient, product, gain, made, sums, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    gradient, product, gain, made, sums, rows, width, gradient_stride, made_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -92,11 +93,10 @@ def _scale_back(  # type: ignore[no-untyped-def]
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for step in range(ROWS):
         row = part * ROWS + step
-        place = row * width + column
         known = inside & (row < rows)
-        g = tl.load(gradient + place, mask=known, other=0.0).to(tl.float32)
-        total += g * tl.load(product + place, mask=known, other=0.0).to(tl.float32)
-        tl.store(made + place, (g * factor).to(made.dtype.element_ty), mask=known)
+        g = tl.load(gradient + row * gradient_stride + column, mask=known, other=0.0).to(tl.float32)
+        total += g * tl.load(product + row * width + column, mask=known, other=0.0).to(tl.float32)
+        tl.store(made + row * made_stride + column, (g * factor).to(made.dtype.element_ty), mask=known)
     tl.store(sums + part * width + column, total, mask=inside)
 
 
@@ -147,17 +147,18 @@ def add_product(start: Tensor, small: Tensor, b: Tensor) -> Tensor:
     return made
 
 
-def scale_back(gradient: Tensor, product: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+def scale_back(gradient: Tensor, product: Tensor, gain: Tensor, made: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`group.scale_back`: sums of blocks of rows first, in a fixed order."""
-    gradient, product = gradient.contiguous(), product.contiguous()
+    gradient = gradient if gradient.stride(1) == 1 else gradient.contiguous()
     rows, width = gradient.shape
-    made = torch.empty_like(gradient)
+    made = torch.empty(rows, width, dtype=gradient.dtype, device=gradient.device) if made is None else made
     parts = triton.cdiv(rows, SUMMED_ROWS)
     sums = torch.empty(parts, width, dtype=torch.float32, device=gradient.device)
     block = min(TILE // 2, triton.next_power_of_2(width))
     _scale_back[(parts, triton.cdiv(width, block))](
-        gradient, product, gain.contiguous(), made, sums, rows, width, ROWS=SUMMED_ROWS, BLOCK=block
-    )
+        gradient, product.contiguous(), gain.contiguous(), made, sums, rows, width,
+        gradient.stride(0), made.stride(0), ROWS=SUMMED_ROWS, BLOCK=block,
+    )  # fmt: skip
     return made, sums.sum(0)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from core import loss
 from core.adapters.dora import row_lengths
-from core.ops import dropout, gating, lora_gate, rms_norm, rope
+from core.ops import dropout, gating, lora_gate, rms_norm, rope, scaled_gate
 from core.ops.fast_path import FastPath
 from core.ops.kernels import kernels_for
 from core.quantize.model import quantize_model
@@ -86,6 +86,25 @@ def test_gate_kernels_with_small_products(
     found = (
         *lora_gate.lora_gate_forward(e, u, around, activation),
         *lora_gate.lora_gate_backward(g.clone(), e, u, around, d_small, activation),
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.double() - other).norm() <= {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype] * other.norm()
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("activation", [gating.SILU, gating.GELU_TANH], ids=lambda each: each.name)
+@pytest.mark.parametrize("shape", [(70, 300), (2100, 1024)], ids=str)
+def test_gate_kernels_with_gains(dtype: torch.dtype, activation: gating.Activation, shape: tuple[int, int]) -> None:
+    e, u, g = (numbers(*shape, dtype=dtype) for _ in range(3))
+    gains = [torch.rand(shape[1], device="cuda") + 0.5 for _ in range(2)]
+    wide = [e.double(), u.double()], [gain.double() for gain in gains]
+    wanted = (
+        scaled_gate.scaled_gate_forward(*wide, activation),
+        *scaled_gate.scaled_gate_backward(g.double(), *wide, activation),
+    )
+    found = (
+        scaled_gate.scaled_gate_forward([e, u], gains, activation),
+        *scaled_gate.scaled_gate_backward(g.clone(), [e, u], gains, activation),
     )
     for one, other in zip(found, wanted, strict=True):
         assert (one.double() - other).norm() <= {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype] * other.norm()
