@@ -24,6 +24,7 @@ from core.data.packing import PackedBatch, Shape
 from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.packed_attention import why_no_varlen_on
+from core.pieces import lay_gradients_alike
 from core.quantize.linear import QuantizedLinear
 from core.tasks.task import Task
 
@@ -147,9 +148,8 @@ class StepGraphs:
         device = device_of(self.model)
         static = _without_lengths(batch.to(device))
         scale = torch.tensor(1.0 / trained, device=device)
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        if not self.keeps_gradients:
+            lay_gradients_alike(self.parameters)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         before = [gradient.cpu() for gradient in gradients]  # on the host: the device may have no room for two more
         random = torch.cuda.get_rng_state(device)

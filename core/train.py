@@ -42,6 +42,7 @@ from core.micro_batches import micro_batches_of
 from core.mode import mode
 from core.ops.fast_path import FastPath
 from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
+from core.pieces import pieces_of
 from core.rng import RandomState
 from core.schedule import plan_steps
 from core.scoring.scores import Scores
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN_ROWS = 20  # rows listed in an error
+CLIP_EPSILON = 1e-6  # torch's
 SAMPLE_ROWS = 32  # a method looks at to measure something of its adapters
 
 
@@ -269,11 +271,13 @@ class Trainer:
 
         Where one is not finite, the optimizer changes nothing, without anyone having to wait for the device.
         """
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(self._gradient_pieces())
         outcome = torch.stack([norm.to(summed.losses[0]), *summed.losses])
         self.optimizer.found_inf = (~torch.isfinite(outcome).all()).float()  # type: ignore[attr-defined]
         return norm, Coming(outcome)
+
+    def _gradient_pieces(self) -> list[Tensor]:
+        return pieces_of([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def _checked(self, outcome: Coming, summed: Summed) -> list[float]:
         """The outcome as numbers, in one transfer from the device; DivergedError when one is not finite."""
@@ -286,7 +290,8 @@ class Trainer:
 
     def _update(self, rate: float, grad_norm: Tensor) -> None:
         if self.config.optim.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.max_grad_norm, grad_norm)
+            share = self.config.optim.max_grad_norm / (grad_norm + CLIP_EPSILON)
+            torch._foreach_mul_(self._gradient_pieces(), share.clamp(max=1.0))
         set_learning_rate(self.optimizer, rate)
         self.rule.before_update(self.step + 1)
         self.optimizer.step()

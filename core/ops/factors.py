@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from core.pieces import empty_in_one_piece, pieces_of
+
 if TYPE_CHECKING:
     from core.ops.group import Group
 
-ALIGNED = 64  # numbers: kernels read 16 bytes and more at once
 Made = tuple[Tensor, ...]  # s A (sum of r, in) of all adapted layers of a group, then B (out, r) of each
 
 
@@ -34,15 +34,27 @@ def make_factors(groups: Sequence[Group], dtype: torch.dtype) -> list[Made]:
     a = [group.parameters[place].detach() for group in groups for place in group.places]
     b = [group.parameters[place + 1].detach() for group in groups for place in group.places]
     scales = [scale for group in groups for scale in group.scales]
-    joined = _empty([(sum(group.ranks), group.width) for group in groups], a[0], dtype)
+    joined = empty_in_one_piece([(sum(group.ranks), group.width) for group in groups], a[0], dtype)
     parts = [part for group, whole in zip(groups, joined, strict=True) for part in whole.split_with_sizes(group.ranks)]
-    torch._foreach_copy_(parts, torch._foreach_mul(a, scales))
+    _scaled_into(parts, a, scales)
     if any(each.dtype != dtype for each in b):
-        cast = _empty([(each.shape[0], each.shape[1]) for each in b], b[0], dtype)
-        torch._foreach_copy_(cast, b)
+        cast = empty_in_one_piece([each.shape for each in b], b[0], dtype)
+        _scaled_into(cast, b, None)
         b = cast
     of_b = iter(b)
     return [(whole, *(next(of_b) for _ in group.places)) for group, whole in zip(groups, joined, strict=True)]
+
+
+def _scaled_into(targets: list[Tensor], sources: list[Tensor], scales: list[float] | None) -> None:
+    """Write every source, times its scale, to its target, by one kernel where all of them lie behind each other."""
+    into, of = pieces_of(targets), pieces_of(sources)
+    is_one = len(into) == len(of) == 1 and into[0].numel() == of[0].numel()
+    if scales is None:
+        torch._foreach_copy_(into if is_one else targets, of if is_one else sources)
+    elif is_one and len(set(scales)) == 1:
+        torch.mul(of[0].view(into[0].shape), scales[0], out=into[0])
+    else:
+        torch._foreach_copy_(targets, torch._foreach_mul(sources, scales))
 
 
 def make_ahead(groups: Sequence[Group], dtype: torch.dtype) -> None:
@@ -54,11 +66,3 @@ def make_ahead(groups: Sequence[Group], dtype: torch.dtype) -> None:
 def versions_of(group: Group) -> list[int]:
     """Numbers that change whenever a parameter of the group does."""
     return [parameter._version for parameter in group.parameters]
-
-
-def _empty(shapes: Sequence[tuple[int, int]], like: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Matrices behind each other in one piece of memory, every one of them aligned."""
-    sizes = [-(-rows * columns // ALIGNED) * ALIGNED for rows, columns in shapes]
-    starts = accumulate(sizes[:-1], initial=0)
-    memory = like.new_empty(sum(sizes), dtype=dtype)
-    return [memory.as_strided(shape, (shape[1], 1), start) for shape, start in zip(shapes, starts, strict=True)]

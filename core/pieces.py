@@ -1,0 +1,72 @@
+"""Tensors behind each other in one piece of memory: what is done to every number of them is one kernel, not dozens.
+
+An adapter has hundreds of small matrices. Their update, their norm, clearing their gradients and rounding them were a
+twentieth of a small model's step on a GPU, and most of what the host had to do between two steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+ALIGNED = 64  # numbers: kernels read 16 bytes and more at once
+T = TypeVar("T", bound=Tensor)
+
+
+def empty_in_one_piece(shapes: Sequence[Sequence[int]], like: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Tensors of these shapes behind each other, every one of them aligned."""
+    numbers = [torch.Size(shape).numel() for shape in shapes]
+    sizes = [-(-number // ALIGNED) * ALIGNED for number in numbers]
+    parts = torch.split(like.new_empty(sum(sizes), dtype=dtype), sizes)
+    return [part[:number].view(*shape) for part, number, shape in zip(parts, numbers, shapes, strict=True)]
+
+
+def runs_of(tensors: Sequence[T]) -> list[list[T]]:
+    """The tensors, parted wherever one does not begin where the one before it ends, or is not contiguous."""
+    runs: list[list[T]] = []
+    known: tuple[int, torch.dtype] | None = None
+    end = 0
+    for tensor in tensors:
+        own, start = (tensor.untyped_storage().data_ptr(), tensor.dtype), int(tensor.storage_offset())
+        if own == known and start == end and tensor.is_contiguous():
+            runs[-1].append(tensor)
+        else:
+            runs.append([tensor])
+        known, end = own if tensor.is_contiguous() else None, start + tensor.numel()
+    return runs
+
+
+def pieces_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All numbers of the tensors: those of a run as one 1-D tensor, any other tensor as it is."""
+    return [_whole(run) for run in runs_of(tensors)]
+
+
+def lay_in_one_piece(parameters: Sequence[nn.Parameter]) -> None:
+    """Move contiguous parameters behind each other, if they are of one format and device; no number changes."""
+    alike = len({(each.dtype, each.device) for each in parameters}) == 1
+    if not (alike and all(each.is_contiguous() for each in parameters)) or len(runs_of(parameters)) == 1:
+        return
+    parts = empty_in_one_piece([each.shape for each in parameters], parameters[0].detach(), parameters[0].dtype)
+    torch._foreach_copy_(parts, [each.detach() for each in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part
+
+
+def lay_gradients_alike(parameters: Sequence[nn.Parameter]) -> None:
+    """Have the gradients of parameters lie as these do: what they are now, or zeros."""
+    for run in runs_of(parameters):
+        sizes = [each.numel() for each in run]
+        whole = torch.zeros(sum(sizes), dtype=run[0].dtype, device=run[0].device)
+        for parameter, part in zip(run, torch.split(whole, sizes), strict=True):
+            made = part.view(parameter.shape)
+            parameter.grad = made if parameter.grad is None else made.copy_(parameter.grad)
+
+
+def _whole(run: Sequence[Tensor]) -> Tensor:
+    first = run[0].detach()
+    if len(run) == 1:
+        return first
+    return first.as_strided((sum(each.numel() for each in run),), (1,), first.storage_offset())
