@@ -141,7 +141,8 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {f"random.{name}": state for name, state in trainer.random.tensors().items()}
     for name, parameter in _named_parameters(trainer).items():
         for moment, value in trainer.optimizer.state.get(parameter, {}).items():
-            found[f"optimizer.{moment}.{name}"] = value.detach().cpu().contiguous()
+            own = value.detach().cpu().contiguous()
+            found[f"optimizer.{moment}.{name}"] = own if own.dim() else own.clone()  # a count that others share
     return found | {f"rule.{name}": tensor.cpu().contiguous() for name, tensor in trainer.rule.tensors().items()}
 
 

@@ -119,6 +119,7 @@ class AdamWInPieces(torch.optim.AdamW):
         )  # fmt: skip
         if found_inf is not None:
             count -= found_inf
+        torch.autograd.graph.increment_version(parameters)  # what is kept of them goes by it
 
     def _share_a_count(self, index: int, parameters: Sequence[nn.Parameter]) -> bool:
         """Whether all parameters have a gradient and have been updated as often; then their moments lie together."""
