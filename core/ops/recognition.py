@@ -25,6 +25,7 @@ from core.quantize.linear import Int8Linear, NF4Linear
 
 ADAPTERS = (LoRA, RsLoRA, LoRAPlus, LoRAFA, DoRA)  # exactly these: a subclass may compute something else
 LINEARS = (nn.Linear, NF4Linear, Int8Linear)
+GAINS = "_gains"  # attribute of a norm: what it multiplies by, in the formats that were asked for
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -138,7 +139,7 @@ class Family:
         if isinstance(module, AdaptedModule) or module.weight.requires_grad:
             raise UnfitError("norms of the base itself are trained")
         eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-        return Norm(module.weight.detach(), float(eps), float(self.is_gemma))
+        return Norm(module.weight.detach(), float(eps), float(self.is_gemma), module.__dict__.setdefault(GAINS, {}))
 
 
 def _window(attention: Any) -> dict[str, Any]:

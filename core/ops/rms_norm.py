@@ -6,8 +6,7 @@ y stays in its factors (`Normed`), as (S rstd)^T x gain needs no pass that forms
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from core.ops.kernels import kernels_for
 from core.ops.precision import norm_dtype
+
+Gains = dict[torch.dtype, tuple[Tensor, tuple[int, int]]]  # by format, with the state of the weight
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,17 @@ class Norm:
     weight: Tensor  # (D)
     eps: float
     offset: float = 0.0  # Gemma's norms multiply by 1 + w
+    gains: Gains = field(default_factory=dict)  # of the module: a recorded graph goes on reading what it has read
 
     def gain(self, dtype: torch.dtype) -> Tensor:
         """What it multiplies by, (D); made anew when the weight has changed."""
-        made, version = self._gains.get(dtype, (self.weight, -1))
-        if version != self.weight._version:
+        made, of = self.gains.get(dtype, (None, None))
+        state = self.weight.data_ptr(), self.weight._version
+        if made is None or of != state:
             made = self.weight.detach().to(dtype)
             made = made + self.offset if self.offset else made
-            self._gains[dtype] = made, self.weight._version
+            self.gains[dtype] = made, state
         return made
-
-    @cached_property
-    def _gains(self) -> dict[torch.dtype, tuple[Tensor, int]]:
-        return {}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from core.ops.recognition import read_layer
 from core.ops.rms_norm import Norm, norm_backward, norm_forward, rms_norm, rms_norm_reference
+from tests.core.ops.families import tiny
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -35,3 +37,13 @@ def test_equals_transformers(kind: type, offset: float) -> None:
     torch.nn.init.normal_(module.weight)
     x = torch.randn(4, 32)
     torch.testing.assert_close(rms_norm(x, Norm(module.weight.detach(), 1e-6, offset)), module(x))
+
+
+def test_a_norm_that_is_read_again_has_the_memory_that_recorded_graphs_read() -> None:
+    layer = tiny("Llama").model.layers[0]
+    first, again = (read_layer(layer).mlp.norm for _ in range(2))
+    gain = first.gain(torch.float32)
+    assert again is not first and again.gain(torch.float32) is gain
+    with torch.no_grad():
+        layer.post_attention_layernorm.weight.mul_(2)
+    torch.testing.assert_close(again.gain(torch.float32), 2 * gain)
