@@ -44,6 +44,7 @@ def test_a_norm_that_is_read_again_has_the_memory_that_recorded_graphs_read() ->
     first, again = (read_layer(layer).mlp.norm for _ in range(2))
     gain = first.gain(torch.float32)
     assert again is not first and again.gain(torch.float32) is gain
+    doubled = 2 * gain
     with torch.no_grad():
         layer.post_attention_layernorm.weight.mul_(2)
-    torch.testing.assert_close(again.gain(torch.float32), 2 * gain)
+    torch.testing.assert_close(again.gain(torch.float32), doubled)
