@@ -17,10 +17,14 @@ T = TypeVar("T", bound=Tensor)
 
 
 def empty_in_one_piece(shapes: Sequence[Sequence[int]], like: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Tensors of these shapes behind each other, every one of them aligned."""
+    """Tensors of these shapes behind each other, every one of them aligned; apart, where memory has only gaps left."""
     numbers = [torch.Size(shape).numel() for shape in shapes]
     sizes = [-(-number // ALIGNED) * ALIGNED for number in numbers]
-    parts = torch.split(like.new_empty(sum(sizes), dtype=dtype), sizes)
+    try:
+        whole = like.new_empty(sum(sizes), dtype=dtype)
+    except torch.OutOfMemoryError:
+        return [like.new_empty(shape, dtype=dtype) for shape in shapes]
+    parts = torch.split(whole, sizes)
     return [part[:number].view(*shape) for part, number, shape in zip(parts, numbers, shapes, strict=True)]
 
 
@@ -55,14 +59,13 @@ def lay_in_one_piece(parameters: Sequence[nn.Parameter]) -> None:
         parameter.data = part
 
 
-def lay_gradients_alike(parameters: Sequence[nn.Parameter]) -> None:
-    """Have the gradients of parameters lie as these do: what they are now, or zeros."""
-    for run in runs_of(parameters):
-        sizes = [each.numel() for each in run]
-        whole = torch.zeros(sum(sizes), dtype=run[0].dtype, device=run[0].device)
-        for parameter, part in zip(run, torch.split(whole, sizes), strict=True):
-            made = part.view(parameter.shape)
-            parameter.grad = made if parameter.grad is None else made.copy_(parameter.grad)
+def fill_in_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Give zeros to parameters without a gradient, which lie as these do; gradients that are there stay."""
+    missing = [each for each in parameters if each.grad is None]
+    for run in runs_of(missing):
+        parts = empty_in_one_piece([each.shape for each in run], run[0].detach(), run[0].dtype)
+        for parameter, part in zip(run, parts, strict=True):
+            parameter.grad = part.zero_()
 
 
 def _whole(run: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from core.data.packing import PackedBatch, Shape
 from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.packed_attention import why_no_varlen_on
-from core.pieces import lay_gradients_alike
+from core.pieces import fill_in_gradients
 from core.quantize.linear import QuantizedLinear
 from core.tasks.task import Task
 
@@ -148,8 +148,7 @@ class StepGraphs:
         device = device_of(self.model)
         static = _without_lengths(batch.to(device))
         scale = torch.tensor(1.0 / trained, device=device)
-        if not self.keeps_gradients:
-            lay_gradients_alike(self.parameters)
+        fill_in_gradients(self.parameters)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         before = [gradient.cpu() for gradient in gradients]  # on the host: the device may have no room for two more
         random = torch.cuda.get_rng_state(device)
