@@ -7,15 +7,19 @@ kernels do all of them in the pass that the gate takes anyway. So e and u are ke
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from core.ops.gating import GELU, Activation, gate_backward, gate_forward
+from core.ops.gating import GELU, SILU, Activation, gate_backward, gate_forward
 from core.ops.group import Group, Kept
 from core.ops.kernels import kernels_for
+
+logger = logging.getLogger(__name__)
 
 WIDEST_RANK = 32  # whose sums the kernels hold in registers
 ALIGNED = 8  # numbers: rows begin where the kernels can fetch from
@@ -53,7 +57,26 @@ def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool
         and all(each.bias is None for each in inner.projections)
         and max(each.rank for each in layers) <= WIDEST_RANK
         and outer.width % ALIGNED == 0
+        and _runs_on(h.device)
     )
+
+
+@cache
+def _runs_on(device: torch.device) -> bool:
+    """Whether the kernels, which were made on a Hopper GPU, run on a device: tried once on one that is older."""
+    if torch.cuda.get_device_capability(device) >= (9, 0):
+        return True
+    x, small, b, a = (
+        torch.zeros(size, dtype=torch.float16, device=device) for size in ((16, 64), (16, 16), (64, 16), (16, 64))
+    )
+    around = Around(small, small, b, b, a, 1.0)
+    try:
+        lora_gate_forward(x, x, around, SILU)
+        lora_gate_backward(x.clone(), x, x, around, small, SILU)
+    except Exception:  # a compiler's errors have no other ancestor in common
+        logger.warning("The gate's kernels do not run here, so that steps take somewhat longer.", exc_info=True)
+        return False
+    return True
 
 
 def lora_gate_forward(e: Tensor, u: Tensor, around: Around, activation: Activation) -> tuple[Tensor, Tensor]:
