@@ -18,13 +18,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from core.adapters import adapter_names, inject, set_adapter, training_rule
+from core.automatic import context_length, with_learning_rate
 from core.coming import Coming
 from core.config import TrainConfig
 from core.data.augmentation import augmentation
@@ -90,10 +90,10 @@ class Trainer:
     ) -> None:
         records = dataset if isinstance(dataset, Sequence) else dataset.records
         self.task = task or task_of(config.task, model, records, config)
-        config = _with_learning_rate(config, model, self.task)
+        config = with_learning_rate(config, model, self.task)
         self.model, self.tokenizer, self.config, self.adapter = model, tokenizer, config, adapter
         before = methods.get(config.adapter.method).virtual_tokens(config.adapter)
-        self.examples = self.task.prepare(records, tokenizer, config, _context_length(model), progress, before)
+        self.examples = self.task.prepare(records, tokenizer, config, context_length(model), progress, before)
         self.plan = plan_steps(
             len(self.examples.train), config, len(self.examples.validation), self.examples.max_length
         )
@@ -348,24 +348,3 @@ class Trainer:
     @property
     def _pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
-
-
-def _with_learning_rate(config: TrainConfig, model: nn.Module, task: Task) -> TrainConfig:
-    """The config with the learning rate filled in, when it is left to be picked."""
-    if config.optim.learning_rate:
-        return config
-    rate = methods.get(config.adapter.method).learning_rate(_fact(model, "hidden_size"), config.adapter)
-    rate *= TASKS[task.name].rate_factor
-    optim = replace(config.optim, learning_rate=rate)
-    return replace(config, optim=optim)
-
-
-def _context_length(model: nn.Module) -> int:
-    """Most tokens the model takes, 0 when its config does not say."""
-    return _fact(model, "max_position_embeddings")
-
-
-def _fact(model: nn.Module, name: str) -> int:
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, name, 0) or 0)

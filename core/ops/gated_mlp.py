@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from core.ops.gating import Activation, gate_backward, gate_forward, gate_reference
-from core.ops.group import Group, Kept, scaled
+from core.ops.group import Group, Kept
 from core.ops.lora_gate import around_of, joins, lora_gate_backward, lora_gate_forward
 from core.ops.output_linear import end_branch
 from core.ops.precision import compute_dtype
 from core.ops.rms_norm import Norm, Normed, in_factors, norm_again, norm_backward, norm_forward, rms_norm_reference
 from core.ops.scaled_gate import scaled_gate_backward, scaled_gate_forward, scales
+from core.ops.scaling import scaled
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from core.ops.kernels import kernels_for
 from core.ops.product import product
 from core.ops.projection import Projection
 from core.ops.rms_norm import Normed
+from core.ops.scaling import scale_back, scale_rows, scaled
 from core.ops.wide_product import wide_product
 from core.quantize.linear import QuantizedLinear
 
@@ -107,7 +108,7 @@ class Group:
 
     def _outputs(self, h: Tensor, kept: Kept, residual: Tensor | None, bare: int) -> tuple[list[Tensor], Kept]:
         if bare == len(self.projections) and not self.scaled and (weight := self.stacked(h.dtype)) is not None:
-            biases = [bias for each in self.projections if (bias := _start(each, h.dtype, None)) is not None]
+            biases = [bias for each in self.projections if (bias := each.start(h.dtype, None)) is not None]
             widths = [len(each.weight(h.dtype)) for each in self.projections]
             if len(biases) in (0, len(widths)):
                 start = torch.cat(biases) if biases else None
@@ -123,7 +124,7 @@ class Group:
                 outputs.append(products[-1] if index < bare else scaled(each, products[-1], factor_of, residual))
             else:
                 own = None if index < bare else own
-                outputs.append(_product(each, h, own, _start(each, h.dtype, residual)))
+                outputs.append(_product(each, h, own, each.start(h.dtype, residual)))
         return outputs, replace(kept, products=tuple(products)) if products else kept
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -312,40 +313,6 @@ class GroupGradients:
         for place, own, length in zip(places, sums, self.kept.lengths, strict=True):
             if self.wants[place + 2]:
                 self.found[place + 2] = own.to(length.dtype) / length
-
-
-def scaled(each: Projection, product: Tensor, gain: Tensor, residual: Tensor | None = None) -> Tensor:
-    """DoRA's output gain * product + bias (+ residual), all (N, out)."""
-    start = _start(each, product.dtype, residual)
-    if (kernels := kernels_for(product)) is not None:
-        return kernels.scale_columns(product, gain, start)
-    made = product * gain  # in the gain's format, which is the wider one
-    return (made if start is None else made.add_(start)).to(product.dtype)
-
-
-def scale_back(gradient: Tensor, product: Tensor, gain: Tensor, made: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(gradient * gain, the sum of gradient * product over the rows (out)) of two (N, out) and a gain (out).
-
-    The first is written to `made`, if given.
-    """
-    if (kernels := kernels_for(gradient)) is not None:
-        return kernels.scale_back(gradient, product, gain, made)
-    made = torch.empty_like(gradient) if made is None else made
-    return torch.mul(gradient, gain, out=made), (gradient.to(gain.dtype) * product).sum(0)
-
-
-def scale_rows(small: Tensor, factor: Tensor, scale: float = 1.0) -> Tensor:
-    """scale * small (N, r) times factor (N, 1), which may be in a wider format, rounded once."""
-    if (kernels := kernels_for(small)) is not None:
-        return kernels.scale_rows(small, factor, scale)
-    return torch.mul(small, factor if scale == 1.0 else factor * scale, out=torch.empty_like(small))
-
-
-def _start(each: Projection, dtype: torch.dtype, residual: Tensor | None) -> Tensor | None:
-    bias = None if each.bias is None else each.bias.detach().to(dtype)
-    if residual is None or bias is None:
-        return bias if residual is None else residual
-    return residual + bias
 
 
 def _product(each: Projection, h: Tensor, own: tuple[Tensor, Tensor] | None, start: Tensor | None) -> Tensor:

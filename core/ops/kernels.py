@@ -96,11 +96,11 @@ class Kernels(Protocol):
         ...
 
     def scale_columns(self, product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:
-        """`group.scaled`, for a start of one row or of all."""
+        """`scaling.scaled`, for a start of one row or of all."""
         ...
 
     def scale_rows(self, small: Tensor, factor: Tensor, scale: float) -> Tensor:
-        """`group.scale_rows`."""
+        """`scaling.scale_rows`."""
         ...
 
     def row_lengths(self, squares: Tensor, cross: Tensor, b: Tensor, gram: Tensor, scale: float) -> Tensor:
@@ -114,7 +114,7 @@ class Kernels(Protocol):
     def scale_back(
         self, gradient: Tensor, product: Tensor, gain: Tensor, made: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`group.scale_back`."""
+        """`scaling.scale_back`."""
         ...
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:

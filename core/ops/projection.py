@@ -71,6 +71,13 @@ class Projection:
         weight: Tensor = self.base.weight  # type: ignore[assignment]
         return weight.detach().to(dtype)
 
+    def start(self, dtype: torch.dtype, residual: Tensor | None) -> Tensor | None:
+        """What a product is added to: the bias (out), a residual (N, out), their sum, or nothing."""
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        if residual is None or bias is None:
+            return bias if residual is None else residual
+        return residual + bias
+
     def norms(self) -> Tensor:
         """The length of every row of W + s B A, (out), for DoRA."""
         assert isinstance(self.adapter, DoRA)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from core.ops.gating import GELU, Activation, gate_backward, gate_forward
-from core.ops.group import Group, scale_back
+from core.ops.group import Group
 from core.ops.kernels import kernels_for
+from core.ops.scaling import scale_back
 
 Gains = Sequence[Tensor]  # m over the length of W + s B A (F), of gate and up
 
@@ -39,7 +40,7 @@ def scaled_gate_forward(products: Sequence[Tensor], gains: Gains, activation: Ac
 def scaled_gate_backward(
     gradient: Tensor, products: Sequence[Tensor], gains: Gains, activation: Activation
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """gated and the gradients of both products (N, F), and the sums (F) that `group.scale_back` gives of both.
+    """gated and the gradients of both products (N, F), and the sums (F) that `scaling.scale_back` gives of both.
 
     `gradient` (N, F), which is overwritten, is that of gated.
     """

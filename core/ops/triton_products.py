@@ -101,7 +101,7 @@ def _scale_back(  # type: ignore[no-untyped-def]
 
 
 def scale_columns(product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor:
-    """`group.scaled`."""
+    """`scaling.scaled`."""
     product = product.contiguous()
     added = product if start is None else start.contiguous()
     made = torch.empty_like(product)
@@ -114,7 +114,7 @@ def scale_columns(product: Tensor, gain: Tensor, start: Tensor | None) -> Tensor
 
 
 def scale_rows(small: Tensor, factor: Tensor, scale: float) -> Tensor:
-    """`group.scale_rows`."""
+    """`scaling.scale_rows`."""
     small = small.contiguous()
     made = torch.empty_like(small)
     rows, width = small.shape
@@ -148,7 +148,7 @@ def add_product(start: Tensor, small: Tensor, b: Tensor) -> Tensor:
 
 
 def scale_back(gradient: Tensor, product: Tensor, gain: Tensor, made: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`group.scale_back`: sums of blocks of rows first, in a fixed order."""
+    """`scaling.scale_back`: sums of blocks of rows first, in a fixed order."""
     gradient = gradient if gradient.stride(1) == 1 else gradient.contiguous()
     rows, width = gradient.shape
     made = torch.empty(rows, width, dtype=gradient.dtype, device=gradient.device) if made is None else made
