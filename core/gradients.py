@@ -117,6 +117,11 @@ class Gradients:
             if all(self.graphs.has(batch) for batch in divided.batches):
                 self._begun = (tuple(rows), step), self._add(rows, step, ())
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the device has begun with the next step."""
+        return self._begun is not None
+
     def forget(self) -> None:
         """Clear the gradients of what was begun, if something was."""
         if self._begun is not None:

@@ -152,14 +152,15 @@ class Trainer:
             self.gradients.forget()
 
     def _remaining_steps(self) -> Iterator[StepMetrics]:
+        ended = 0.0
         while not self.is_finished:
-            started = time.perf_counter()
+            started = ended if self.gradients.has_begun else time.perf_counter()
             with self._training():
                 rate, outcome, summed = self._train_step()
                 self._begin_next()
             grad_norm, *losses = self._checked(outcome, summed)  # waits for the device, once all else is done
             self.step += 1
-            seconds = time.perf_counter() - started
+            ended = time.perf_counter()
             eval_loss = self.evaluate() if self._is_due(self.plan.eval_every) else None
             is_best = self._remember(eval_loss)
             yield StepMetrics(
@@ -172,7 +173,7 @@ class Trainer:
                 tokens=summed.tokens,
                 positions=summed.positions,
                 trained_tokens=summed.trained,
-                seconds=seconds,
+                seconds=ended - started,
                 eval_loss=eval_loss,
                 is_best=is_best,
                 save=is_best or self.is_finished or self._is_due(self.plan.save_every),
@@ -342,8 +343,7 @@ class Trainer:
         return False
 
     def _is_due(self, every: int, step: int = 0) -> bool:
-        step = step or self.step
-        return step % every == 0 or step == self.total_steps
+        return (step or self.step) % every == 0 or (step or self.step) == self.total_steps
 
     @property
     def _pad_id(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,10 +297,22 @@ def test_what_was_begun_is_forgotten_with_the_run(tmp_path: Path) -> None:
     assert same_bits(trained_state(trainer), trained_state(wanted))
 
 
+def test_a_step_that_was_begun_takes_from_the_end_of_the_one_before() -> None:
+    trainer = replaying()
+    steps = trainer.steps()
+    next(steps)
+    assert trainer.gradients.has_begun
+    time.sleep(0.3)  # a caller who takes his time: the device went on, and the step must not seem to take nothing
+    assert next(steps).seconds >= 0.3
+    trainer.gradients.forget()
+    time.sleep(0.3)
+    assert next(steps).seconds < 0.3
+
+
 def test_random_numbers_are_not_drawn_ahead() -> None:
     trainer = replaying(adapter=AdapterConfig(r=4, lora_alpha=8, lora_dropout=0.1))
     next(trainer.steps())
-    assert trainer.gradients._begun is None
+    assert not trainer.gradients.has_begun
 
 
 def test_a_step_that_diverges_leaves_nothing_begun() -> None:
@@ -308,5 +321,5 @@ def test_a_step_that_diverges_leaves_nothing_begun() -> None:
     trainer = replaying(optim=optim)
     with pytest.raises(DivergedError):
         list(trainer.steps())
-    assert trainer.gradients._begun is None
+    assert not trainer.gradients.has_begun
     assert all(not parameter.grad.any() for parameter in trainer.parameters if parameter.grad is not None)

@@ -77,7 +77,7 @@ def test_the_device_goes_on_while_a_step_is_told(tmp_path: Path) -> None:
     waiting.gradients.begin = lambda rows, step: None  # type: ignore[method-assign]
     steps = ahead.steps()
     replayed = [next(steps) for _ in range(12)]
-    assert ahead.gradients._begun is not None, ahead.gradients.graphs.in_words()
+    assert ahead.gradients.has_begun, ahead.gradients.graphs.in_words()
     save_checkpoint(ahead, tmp_path)  # of step 12, while the gradients of the next one are computed
     for one, other in zip(replayed, first(waiting, 12), strict=True):
         assert one.loss == pytest.approx(other.loss, rel=2e-2) and one.tokens == other.tokens
