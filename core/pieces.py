@@ -6,6 +6,7 @@ twentieth of a small model's step on a GPU, and most of what the host had to do 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -20,12 +21,21 @@ def empty_in_one_piece(shapes: Sequence[Sequence[int]], like: Tensor, dtype: tor
     """Tensors of these shapes behind each other, every one of them aligned; apart, where memory has only gaps left."""
     numbers = [torch.Size(shape).numel() for shape in shapes]
     sizes = [-(-number // ALIGNED) * ALIGNED for number in numbers]
-    try:
-        whole = like.new_empty(sum(sizes), dtype=dtype)
-    except torch.OutOfMemoryError:
+    whole = _empty(like, sum(sizes), dtype)
+    if whole is None:
+        gc.collect()  # a run before this one in the same process may still wait for that
+        whole = _empty(like, sum(sizes), dtype)
+    if whole is None:
         return [like.new_empty(shape, dtype=dtype) for shape in shapes]
     parts = torch.split(whole, sizes)
     return [part[:number].view(*shape) for part, number, shape in zip(parts, numbers, shapes, strict=True)]
+
+
+def _empty(like: Tensor, size: int, dtype: torch.dtype) -> Tensor | None:
+    try:
+        return like.new_empty(size, dtype=dtype)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def runs_of(tensors: Sequence[T]) -> list[list[T]]:
