@@ -184,7 +184,7 @@ class Gradients:
         self._searched = searches(self.model) > before
 
     def beside(self, run: Callable[[], T]) -> T:
-        """Run what is no step, such as a measurement; where memory is short for it, the graphs give up theirs."""
+        """Run what adds no gradients, as a measurement; where memory is short for it, the graphs give up theirs."""
         try:
             return run()
         except RuntimeError as error:

@@ -41,7 +41,7 @@ from core.methods import methods
 from core.micro_batches import micro_batches_of
 from core.mode import mode
 from core.ops.fast_path import FastPath
-from core.optim import learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
+from core.optim import AdamWInPieces, learning_rate, make_optimizer, optimizer_parameters, set_learning_rate
 from core.pieces import pieces_of
 from core.rng import RandomState
 from core.schedule import plan_steps
@@ -232,7 +232,7 @@ class Trainer:
         Every token weighs the same: the sum of all losses is divided by the number of trained tokens of the whole
         step, so that the result does not depend on how the rows fall into micro-batches.
         """
-        summed = self._gradients(self.sampler.next_rows())
+        summed = self.gradients.of(self.sampler.next_rows(), self.step)
         if self.step + 1 < self.total_steps:
             self.gradients.prepared.look_ahead(self.sampler.peek_rows(), self.step + 1)
         if (penalty := self.rule.regularizer()) is not None:
@@ -254,10 +254,6 @@ class Trainer:
     def _taken_notes(self, new: Sequence[str]) -> tuple[str, ...]:
         notes, self.notes = (*self.notes, *new), []
         return notes
-
-    def _gradients(self, rows: Sequence[int]) -> Summed:
-        """Add the gradients of the rows' mean loss."""
-        return self.gradients.of(rows, self.step)
 
     def _start_over(self) -> None:
         """As it was when the step began."""
@@ -295,7 +291,10 @@ class Trainer:
             torch._foreach_mul_(self._gradient_pieces(), share.clamp(max=1.0))
         set_learning_rate(self.optimizer, rate)
         self.rule.before_update(self.step + 1)
-        self.optimizer.step()
+        if isinstance(self.optimizer, AdamWInPieces):  # whose first update needs room, before it changes anything
+            self.gradients.beside(self.optimizer.step)
+        else:
+            self.optimizer.step()
         is_changed = self.rule.after_update(self.step + 1, self.optimizer)
         self._clear_gradients()
         if is_changed:

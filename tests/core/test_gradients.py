@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from core import gradients
+from core import gradients, optim
 from core.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
 from core.data.packing import PackedBatch
 from core.errors import DivergedError, OutOfMemoryError
 from core.gradients import Gradients
+from core.optim import AdamWInPieces
 from core.step_graphs import StepGraphs
 from core.tasks.completion import Completion
 from core.train import StepMetrics, Trainer
@@ -294,6 +295,27 @@ def test_what_was_begun_is_forgotten_with_the_run(tmp_path: Path) -> None:
     load_checkpoint(trainer, saved)
     assert trainer.step == 3
     list(steps)
+    assert same_bits(trained_state(trainer), trained_state(wanted))
+
+
+def test_graphs_give_up_their_memory_for_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "_goes_into_one_piece", lambda groups: True)
+    wanted = toy_trainer(config(fast_path=False))
+    list(wanted.steps())
+    trainer = replaying()
+    gave_up: list[int] = []
+    monkeypatch.setattr(trainer.gradients.graphs, "give_up", lambda: not gave_up.append(trainer.step))
+    own = AdamWInPieces._share_a_count
+    failures = iter([FULL])
+
+    def limited(self: AdamWInPieces, index: int, parameters: Any) -> bool:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return own(self, index, parameters)
+
+    monkeypatch.setattr(AdamWInPieces, "_share_a_count", limited)
+    list(trainer.steps())
+    assert gave_up == [0]
     assert same_bits(trained_state(trainer), trained_state(wanted))
 
 
