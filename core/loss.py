@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from core.adapters.host import AdaptedModule
 from core.memory import LOGIT_CHUNK_BYTES
 from core.ops.cross_entropy import cross_entropy
-from core.ops.kernels import Kernels, kernels_for
 
 IGNORED = -100  # label of a position that is not trained
 PROBE_TOKENS = 8
@@ -178,14 +177,9 @@ def chunked_loss(head: Head, rows: Tensor, targets: Tensor, chunk_rows: int = 0)
 
 def _rows_at_once(head: Head, rows: Tensor) -> int:
     """As many as LOGIT_CHUNK_BYTES hold the logits of; on a GPU in whole tiles, as a half-filled one takes as long."""
-    size = 4 if _kernels(head, rows) is None else rows.element_size()
+    size = rows.element_size() if head.is_plain else max(4, rows.element_size())
     fitting = max(1, LOGIT_CHUNK_BYTES // (size * _vocabulary(head.output)))
     return fitting // TILE_ROWS * TILE_ROWS if rows.is_cuda and fitting > TILE_ROWS else fitting
-
-
-def _kernels(head: Head, rows: Tensor) -> Kernels | None:
-    """Those that can form the gradient of the logits in the logits' own memory, where that is allowed."""
-    return kernels_for(rows) if head.is_plain else None
 
 
 def _vocabulary(output: nn.Module) -> int:
@@ -222,10 +216,7 @@ def _chunk_gradients(
         if isinstance(head.output, nn.Linear)
         else logits.detach().clone(memory_format=torch.contiguous_format)
     )
-    if _kernels(head, rows) is None:
-        slopes = _at_least_float32(slopes)
     losses = cross_entropy(slopes, targets)
-    slopes = slopes.to(logits.dtype)
     return losses.sum(), torch.autograd.grad(logits, [leaf, *parameters], slopes, allow_unused=True)
 
 
