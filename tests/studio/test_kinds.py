@@ -167,19 +167,16 @@ def test_targets_that_match_nothing_are_explained(live: LiveStudio, model_folder
 def test_a_diverging_run_stops_and_keeps_only_finite_checkpoints(
     live: LiveStudio, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.train import Trainer
+    from core.gradients import Gradients
 
-    healthy = Trainer._gradients
+    healthy = Gradients.of
 
-    def poisoned(self: Trainer, rows: Any) -> Any:
-        summed = healthy(self, rows)
-        return (
-            dataclasses.replace(summed, losses=[loss * float("nan") for loss in summed.losses])
-            if self.step == 6
-            else summed
-        )
+    def poisoned(self: Gradients, rows: Any, step: int) -> Any:
+        summed = healthy(self, rows, step)
+        lost = [loss * float("nan") for loss in summed.losses]
+        return dataclasses.replace(summed, losses=lost) if step == 6 else summed
 
-    monkeypatch.setattr(Trainer, "_gradients", poisoned)
+    monkeypatch.setattr(Gradients, "of", poisoned)
     job = run(live, "train", train_spec(live, model_folder))
     assert job.state == "failed"
     assert "step 7" in job.error_what
