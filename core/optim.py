@@ -72,12 +72,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig, name: str = "default")
 def _goes_into_one_piece(groups: list[dict[str, Any]]) -> bool:
     """Whether launches take longer than the update, and there is room for the parameters twice: an adapter on a GPU."""
     parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
-    return all(each.is_cuda for each in parameters) and sum(each.nbytes for each in parameters) <= MOST_BYTES
+    is_alike = len({(each.device, each.dtype) for each in parameters}) == 1
+    return is_alike and parameters[0].is_cuda and sum(each.nbytes for each in parameters) <= MOST_BYTES
 
 
 class AdamWInPieces(torch.optim.AdamW):
     """torch's fused AdamW, but the numbers of a group lie in one piece of memory, and so do their moments.
 
+    Its parameters are of one format and on one device.
     As long as every parameter of a group has a gradient, as after any whole step, a group is updated by one kernel.
     Otherwise torch's own goes on, with a count of steps for each parameter.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.optim import COUNT, MOMENTS, AdamWInPieces
+from core.optim import COUNT, MOMENTS, MOST_BYTES, AdamWInPieces, _goes_into_one_piece
 from core.pieces import empty_in_one_piece, fill_in_gradients, lay_in_one_piece, pieces_of, runs_of
 
 SHAPES = [(4, 64), (96, 4), (128,), (4, 32), (48, 4)]
@@ -104,6 +104,22 @@ def test_updates_are_those_of_torch(changes: dict[str, Any]) -> None:
         assert optimizer.state[one][COUNT].item() == oracle.state[other][COUNT].item()
         for name in MOMENTS:
             torch.testing.assert_close(optimizer.state[one][name], oracle.state[other][name], rtol=1e-13, atol=1e-13)
+
+
+def test_what_goes_into_one_piece() -> None:
+    class OnGPU(torch.nn.Parameter):
+        is_cuda = True
+
+    def one(count: int, dtype: torch.dtype = torch.float32) -> torch.nn.Parameter:
+        return OnGPU(torch.empty(count, dtype=dtype, device="meta"), requires_grad=False)
+
+    def goes(*groups: list[torch.nn.Parameter]) -> bool:
+        return _goes_into_one_piece([{"params": each} for each in groups])
+
+    assert goes([one(8), one(8)], [one(8)])
+    assert not goes([one(8)], [one(8, torch.bfloat16)]), "moments are of the parameters' one format"
+    assert not goes([one(MOST_BYTES // 4), one(1)]), "whole models have no room for their weights twice"
+    assert not goes(parameters())
 
 
 def test_a_group_is_one_piece() -> None:
