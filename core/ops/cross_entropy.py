@@ -19,7 +19,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         return fast.cross_entropy(logits, targets)
     if logits.dtype in (torch.float32, torch.float64):
         return _in_place(logits, targets)
-    rows = len(logits) if logits.is_cuda else ROWS
+    rows = ROWS if logits.device.type == "cpu" else len(logits)
     losses = []
     for part, own in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
         wide = part.float()

@@ -180,17 +180,22 @@ class Bench:
 
 
 def judge(rows: list[dict[str, Any]]) -> None:
-    """Mark the sides of a group whose gradients are not as near to the exact ones as those of the best rival.
+    """Mark the sides of a group whose gradients are not as near to the exact ones as those of the best other side.
 
-    A rival is held to the others alone: that ours are nearer does not make its figures wrong.
+    A rival is held to the other rivals alone: that ours are nearer does not make its figures wrong.
     """
     for row in rows:
         difference = row.get("gradient_difference")
-        rivals = [other for other in rows if other is not row and not str(other["side"]).startswith("ours")]
-        others = [other.get("gradient_difference") for other in rivals or rows if other is not row]
+        sides = [other for other in rows if other is not row]
+        rivals = [other for other in sides if not _is_ours(other)]
+        others = [other.get("gradient_difference") for other in (sides if _is_ours(row) else rivals or sides)]
         allowed = max(TOLERANCE, SLACK * min((other for other in others if other), default=0.0))
         if difference and not difference <= allowed:
             row["problem"] = f"its gradients are {difference:.1%} off, where {allowed:.1%} were allowed"
+
+
+def _is_ours(row: dict[str, Any]) -> bool:
+    return str(row["side"]).startswith("ours")
 
 
 def _absent(label: str) -> Side:

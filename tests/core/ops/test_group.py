@@ -20,6 +20,7 @@ from core.ops.normed_linear import normed_linear, normed_linear_reference
 from core.ops.output_linear import output_linear, output_linear_reference
 from core.ops.recognition import read_projection
 from core.ops.rms_norm import Norm
+from core.ops.scaled_gate import scales
 from core.ops.wide_product import PART, wide_product
 
 WIDTH = 12
@@ -96,6 +97,17 @@ def test_an_mlp_whose_gate_takes_the_small_products_over(
     mlp = GatedMLP(NORM, inner, outer, SILU, post)
     assert not joins(inner, outer, SILU, rows())
     monkeypatch.setattr("core.ops.gated_mlp.joins", lambda *_: True)
+    x = rows()
+    same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.parameters])
+
+
+@pytest.mark.parametrize("keeps_inner", [True, False])
+def test_an_mlp_whose_gate_takes_the_gains_over(monkeypatch: pytest.MonkeyPatch, keeps_inner: bool) -> None:
+    """As on CUDA devices, here with the plain form of what the kernels compute."""
+    inner, outer = layers("dora", (WIDTH, 20), (WIDTH, 20), bias=False), layers("dora", (20, WIDTH))
+    mlp = GatedMLP(NORM, inner, outer, SILU)
+    assert not scales(inner, SILU, rows())
+    monkeypatch.setattr("core.ops.gated_mlp.scales", lambda *_: True)
     x = rows()
     same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.parameters])
 
