@@ -11,11 +11,13 @@ from typing import Any
 import gradio as gr
 
 from core.errors import StudioError
+from studio.service import Studio
 from ui.fragments import callout, esc
 from ui.i18n import Translator
 
 log = logging.getLogger(__name__)
 
+ONCE_FILLED = "(dataset, ...form) => [window.loraStudioRestored ? dataset : null, ...form]"
 Updates = dict[Any, Any]  # component -> its new value or gr.update
 # Handlers are short and must not wait for the same handler of another page, hence no concurrency limit. They show their
 # progress nowhere: else Gradio's page tells every output of every event at each of its stages, even where it is hidden,
@@ -52,6 +54,19 @@ def guarded(
         return run
 
     return wrap
+
+
+def once_filled(studio: Studio, handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """A handler of the Train form that leaves the page alone until the form is filled; its event needs `ONCE_FILLED`.
+
+    A page that fills its form tells of every field, with what the others held; the first may be answered last.
+    """
+
+    @wraps(handler)
+    def answer(dataset: str | None, *form: Any) -> Updates:
+        return {} if not dataset and studio.datasets() else handler(dataset, *form)
+
+    return answer
 
 
 def guarded_stream(message: gr.HTML, t: Translator) -> Callable[[Callable[..., Iterator[Updates]]], Callable[..., Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Error as PlaywrightError
 
 from tests.e2e.conftest import REPOSITORY, RunningStudio
 from tests.scenarios.plugin import Say
@@ -174,12 +175,21 @@ def problem_text(page: Any) -> str:
     return f"{message} {problems}".strip()
 
 
+def until_it_can_start(page: Any) -> None:
+    """Wait for the start button; what stands in its way, where it never comes, is what the test says."""
+    try:
+        page.wait_for_selector("#train-start:not([disabled])")
+    except PlaywrightError as error:
+        seen = {part: page.locator(f"#train-{part}").all_inner_texts() for part in ("start", "plan", "message")}
+        raise AssertionError(f"it cannot start: {seen}") from error
+
+
 @pytest.mark.parametrize(("rank", "words"), [("0", "between 1"), ("9999", "must be"), ("500", "larger than layer")])
 def test_impossible_ranks_cannot_start(page: Any, studio: RunningStudio, rank: str, words: str) -> None:
     open_page(page, studio.url)
     open_tab(page, "Train")
     page.wait_for_function("window.loraStudioRestored")
-    page.wait_for_selector("#train-start:not([disabled])")
+    until_it_can_start(page)
     fill(page, "train-rank", rank)
     page.wait_for_function("words => document.querySelector('#train-plan').innerText.includes(words)", arg=words)
     page.wait_for_selector("#train-start[disabled]")

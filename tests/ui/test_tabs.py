@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ import pytest
 from studio.service import Studio
 from studio.views import Check, JobView, PlanView, QueueView, RemedyView
 from tests.scenarios.plugin import Say
+from ui.handlers import once_filled
 from ui.i18n import Translator
 from ui.job_card import failure_box, figures, job_table, quiet_box, result_box, verification
 from ui.model_cards import work_cards
@@ -60,6 +62,16 @@ def test_without_data_start_is_disabled_and_says_why(studio: Studio, t: Translat
     assert shown[tab.start].interactive is False
     assert t("train.no_dataset").rstrip(".。") in shown[tab.start].value
     assert t("train.no_dataset_fix") in shown[tab.plan]
+
+
+def test_a_form_that_is_still_filled_is_not_answered(studio: Studio, tmp_path: Path) -> None:
+    handler = once_filled(studio, lambda *form: {"plan": form})
+    assert handler(None, "model") == {"plan": (None, "model")}  # there is no dataset to fill it with
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\ngood,1\nbad,0\n")
+    added = studio.add_dataset(rows)
+    assert handler(None, "model") == {}
+    assert handler(added.id, "model") == {"plan": (added.id, "model")}
 
 
 @pytest.mark.usefixtures("blocks")

@@ -16,7 +16,7 @@ from studio.views import ModelView, PlanView, TargetView
 from ui import forms
 from ui.command_line import train_command
 from ui.fragments import esc, heading
-from ui.handlers import Updates, guarded
+from ui.handlers import ONCE_FILLED, Updates, guarded, once_filled
 from ui.i18n import Translator
 from ui.method_fields import METHOD, MethodFields, fitting
 from ui.page import Choice, Page, Tab, known_or_first, new_key, remembered, request_key, unchecked
@@ -139,15 +139,15 @@ class TrainTab(Tab):
 
     def wire(self, page: Page) -> None:
         """Connect form, plan and start."""
-        safe = guarded(self.message, self.t)
-        plan = safe(self._plan)
+        handlers = (once_filled(self.studio, one) for one in (self._plan, self._method_chosen, self._model_chosen))
+        plan, method_chosen, model_chosen = map(guarded(self.message, self.t), handlers)
         inputs: list[Any] = [part for name, part in self.inputs.items() if name != METHOD]
         changes = [part.change for part in [self.dataset, self.name, self.targets, *inputs]]
-        self.listen(self._on(changes), plan, self.form, self.plan_outputs, trigger_mode="always_last")
+        self.listen(self._on(changes), plan, self.form, self.plan_outputs, js=ONCE_FILLED, trigger_mode="always_last")
         method: Any = self.inputs[METHOD]
-        self.listen(method.change, safe(self._method_chosen), self.form, self.method_outputs)
+        self.listen(method.change, method_chosen, self.form, self.method_outputs, js=ONCE_FILLED)
         choices = [self.targets, *self.plan_outputs]
-        self.listen(self.model.change, safe(self._model_chosen), self.form, choices)
+        self.listen(self.model.change, model_chosen, self.form, choices, js=ONCE_FILLED)
         self._wire_choices()
         self._wire_draft([*changes, method.change])
         self._wire_start(page)
