@@ -180,6 +180,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings:
 
 def _by_example(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
     """Neighbours of one length share a call of torch's attention; split and cat cost one copy each way."""
+    if query.device.type == "cpu" and query.dtype in VARLEN_DTYPES:  # backward it takes thrice as long in these
+        return _by_example(query.float(), key.float(), value.float(), layout, settings).to(query.dtype)
     runs = [(length, len(list(same))) for length, same in groupby(layout.lengths)]
     if len(runs) == 1 and not layout.prefix:
         return _together(runs[0][1], query, key, value, settings)
@@ -207,8 +209,6 @@ def _rows(tensor: Tensor, count: int) -> Tensor:
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, settings: _Settings) -> Tensor:
     """Attention of (B, H, t, D) to (B, K, s, D), of which the last t positions are the queries' own."""
-    if q.device.type == "cpu" and q.dtype in VARLEN_DTYPES:  # backward it takes thrice as long in these
-        return _causal(q.float(), k.float(), v.float(), settings).to(q.dtype)
     length, seen = q.shape[2], k.shape[2]
     mask = None
     if seen > length or 0 < settings.window < length or settings.softcap:

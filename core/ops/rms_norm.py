@@ -101,8 +101,9 @@ def norm_backward(gradient: Tensor, x: Tensor, rstd: Tensor, norm: Norm, residua
     if (fast := kernels_for(x)) is not None and gradient.dtype == x.dtype:
         return fast.norm_backward(gradient, x, rstd, norm.weight, norm.offset, residual)
     g = gradient * norm.gain(rstd.dtype)
-    share = (g * x).sum(-1, keepdim=True).mul_(rstd.pow(3)).div_(x.shape[-1])
-    g.mul_(rstd).addcmul_(x.to(g.dtype), share, value=-1)
+    wide = x.to(g.dtype)
+    share = (g * wide).sum(-1, keepdim=True).mul_(rstd.pow(3)).div_(x.shape[-1])
+    g.mul_(rstd).addcmul_(wide, share, value=-1)
     return (g if residual is None else g.add_(residual)).to(x.dtype)
 
 

@@ -23,6 +23,8 @@ def wide_product(one: Tensor, other: Tensor, dtype: torch.dtype, scale: float = 
 
 def _summed_in_parts(one: Tensor, other: Tensor) -> Tensor:
     """one (r, N) times other (N, D): adding N up in parts is twice as exact on a CPU, and takes no longer."""
+    if len(one) > other.shape[1]:  # the wider of the two is to be read as it lies
+        return _summed_in_parts(other.T, one.T).T
     parts = len(other) // PART
     whole = parts * PART
     if parts < 2:
