@@ -7,6 +7,8 @@ too. The few values for which they differ are worked out again in float64.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -79,25 +81,48 @@ def _summed_from(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype
     """To 16 bits: in float32, and again in float64 where that does not settle the rounding."""
     merged = torch.empty_like(weight, dtype=dtype)
     narrow_left, narrow_right, columns = left.float(), right.float(), right.T.contiguous()
-    reach = left.norm(dim=1, keepdim=True) * right.norm(dim=0).max()  # (rows, 1); Cauchy and Schwarz: >= sum |l r|
+    # (rows, 1); Cauchy and Schwarz: >= sum |l r|
+    reach = left.square().sum(1, keepdim=True).sqrt_() * right.square().sum(0).max().sqrt_()
     terms = left.shape[1] + 4  # roundings of a product of r terms, and of the factors themselves
-    for rows in _blocks(weight, CACHED_ELEMENTS):
-        block = torch.mm(narrow_left[rows], narrow_right)
-        block += weight[rows].float()
+    blocks = _blocks(weight, CACHED_ELEMENTS)
+    scratch = _scratch.of(weight[blocks[0]], dtype)
+    for rows in blocks:
+        own, low = weight[rows], merged[rows]
+        block, high = (buffer[: own.numel()].view(own.shape) for buffer in (scratch[0], scratch[2]))
+        torch.mm(narrow_left[rows], narrow_right, out=block)
+        block += scratch[1][: own.numel()].view(own.shape).copy_(own)
         # three more roundings of the sum: its own, and those of the bound's two ends; the last term is for underflow
         size = torch.maximum(block.amax(1, keepdim=True), -block.amin(1, keepdim=True))
         slack = (UNIT * (terms * reach[rows] + 4 * size) + 1e-36).float()  # Higham 2002, section 3.1
-        low = block.sub_(slack).to(dtype)
-        high = block.add_(slack, alpha=2).to(dtype)
+        low.copy_(block.sub_(slack))
+        high.copy_(block.add_(slack, alpha=2))
         unsure = _differing(low, high)
         if len(unsure) * FEW > block.numel():
-            merged[rows] = round_once(torch.addmm(weight[rows].double(), left[rows], right), dtype)
+            low.copy_(round_once(torch.addmm(own.double(), left[rows], right), dtype))
             continue
         row, column = unsure // weight.shape[1], unsure % weight.shape[1]
-        exact = (left[rows][row] * columns[column]).sum(1) + weight[rows][row, column].double()
+        exact = (left[rows][row] * columns[column]).sum(1) + own[row, column].double()
         low[row, column] = round_once(exact, dtype)
-        merged[rows] = low
     return merged
+
+
+class _Scratch(threading.local):
+    """Memory for the passes over one block, kept by each thread: to get new pages took longer than the passes."""
+
+    kept: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def of(self, block: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Two flat buffers of float32 and one of `dtype`, at least as long as the block has values."""
+        kept = self.kept
+        is_fit = kept is not None and len(kept[0]) >= block.numel() and kept[2].dtype == dtype
+        if kept is None or not is_fit or kept[0].device != block.device:
+            wide = torch.empty(2, block.numel(), dtype=torch.float32, device=block.device)
+            kept = wide[0], wide[1], torch.empty(block.numel(), dtype=dtype, device=block.device)
+            self.kept = kept if block.device.type == "cpu" else None  # a GPU's allocator keeps memory by itself
+        return kept
+
+
+_scratch = _Scratch()
 
 
 def _differing(low: Tensor, high: Tensor) -> Tensor:

@@ -183,9 +183,12 @@ def _read_tensors(folder: Path, keys: set[str]) -> dict[str, torch.Tensor]:
             tensors = {key: file.get_tensor(key) for key in sorted(keys)}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{WEIGHTS_NAME} cannot be read: {error}.", "Save the adapter again.") from None
-    if not torch.isfinite(torch.nn.utils.get_total_norm(tensors.values(), torch.inf)):
-        key = next(key for key, tensor in tensors.items() if not torch.isfinite(tensor).all())
-        raise AdapterError(f"Tensor {key!r} holds NaN or infinity.", "The training diverged; use another adapter.")
+    if not torch.isfinite(torch.nn.utils.get_total_norm(tensors.values())):  # which may overflow by itself, too
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise AdapterError(
+                    f"Tensor {key!r} holds NaN or infinity.", "The training diverged; use another adapter."
+                )
     return tensors
 
 
