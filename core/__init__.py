@@ -22,6 +22,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from core.collector import collection_put_off
+
 if TYPE_CHECKING:
     from core.adapters import (
         adapter_config,
@@ -63,7 +65,8 @@ _PUBLIC = {name: module for module, names in _HOME.items() for name in names.spl
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'core' has no attribute {name!r}")
-    value = getattr(import_module(_PUBLIC[name]), name)
+    with collection_put_off():
+        value = getattr(import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core.adapters.merged_weight import merged_weight
 from core.adapters.merging import check_mergeable
+from core.collector import collection_put_off
 from core.errors import ConfigError
 from core.export.huggingface import (
     copy_companions,
@@ -44,6 +45,7 @@ ADAPTER = "merged"  # the adapter's name on the skeleton
 CARD = "A base model with an adapter merged into its weights. The base model's licence applies.\n"
 
 
+@collection_put_off()
 def merge_to_folder(
     base: Path | str,
     adapter_folder: Path | str,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.collector import collection_put_off
 from core.errors import ModelError
 from core.family import CAUSAL, SEQ2SEQ, family_of
 from core.model_card import has_chat_template, licence
@@ -181,6 +182,7 @@ def _first_int(config: Mapping[str, Any], *names: str) -> int:
     return 0
 
 
+@collection_put_off()
 def load_model(
     source: str | Path,
     dtype: str = "auto",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from core.adapters import adapter_names, inject, set_adapter, training_rule
 from core.automatic import context_length, with_learning_rate
+from core.collector import collection_put_off
 from core.coming import Coming
 from core.config import TrainConfig
 from core.data.augmentation import augmentation
@@ -78,6 +79,7 @@ class Trainer:
     Raises DatasetError when there is nothing to train on.
     """
 
+    @collection_put_off()
     def __init__(
         self,
         model: nn.Module,
@@ -106,12 +108,8 @@ class Trainer:
         self.task.bind(model, config)
         self.fast_path = FastPath(model, config.fast_path)
         lengths = lengths_of(self.examples.train)
-        self.sampler = Sampler(
-            lengths,
-            self.plan.batch_size,
-            config.seed,
-            lengths if config.data.curriculum != "none" else None,
-        )
+        ordered = lengths if config.data.curriculum != "none" else None
+        self.sampler = Sampler(lengths, self.plan.batch_size, config.seed, ordered)
         self.micro_batches = micro_batches_of(model, self.task, self.examples, self.plan, config, self._pad_id)
         self.gradients = Gradients(model, self.task, self.examples.train, self.micro_batches, self._start_over)
         self.gradients.passing = self._passing

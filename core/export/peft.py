@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from core.collector import collection_put_off
 from core.config import AdapterConfig
 from core.errors import AdapterError
 from core.export.method_file import is_safe_pattern, write_method
@@ -113,6 +114,7 @@ def _portable_pattern(pattern: Mapping[str, P], default: P, targets: list[str]) 
     return dict(sorted(values.items()))
 
 
+@collection_put_off()
 def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") -> list[str]:
     """Add the adapter of a PEFT folder to a model, make it the only active one, and return the adapted modules' names.
 
