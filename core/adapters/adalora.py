@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
 from core.adapters.rule import TrainingRule
 from core.config import AdapterConfig
 from core.methods.adalora import AdaLoRAOptions, AdaLoRASchedule
+from core.ops.dropout import dropout
 from core.ops.factor_product import add_product, factor_linear
 
 START = 0.02  # spread of the start values of P and Q
@@ -73,6 +73,7 @@ class AdaLoRA(Adapter):
 
     peft_type = "ADALORA"
     rule = BudgetRule
+    makes_factors = True
     keys = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"}
     training_state = tuple(f"{kind}_{part}" for kind in ("importance", "uncertainty") for part in PARTS)
 
@@ -103,9 +104,13 @@ class AdaLoRA(Adapter):
 
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + s * ((drop(x) A^T) * l) B^T, for x (..., in) and out (..., out)."""
-        dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
+        dropped = dropout(x.to(out.dtype), self.dropout, self.training)
         small = factor_linear(dropped, self.lora_A * self.lora_E)
         return add_product(out, small, self.lora_B, self.scale)
+
+    def live_factors(self) -> tuple[Tensor, Tensor]:
+        """diag(l) A, and B."""
+        return self.lora_A * self.lora_E, self.lora_B
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B diag(l) A, or its transpose where the weight is (in, out)."""

@@ -65,6 +65,7 @@ class Adapter(nn.Module):
     is_additive: ClassVar[bool] = True  # its change adds to those of other adapters on the same module
     exact_at_start: ClassVar[bool] = True  # a fresh adapter leaves the output exactly as it was
     runs_last: ClassVar[bool] = False  # it replaces outputs, so what other active adapters add comes before
+    makes_factors: ClassVar[bool] = False  # its live factors are no parameters, but made of them
     is_blockwise: bool = True  # a block of rows of the weight can be merged without the others
 
     @classmethod
@@ -118,6 +119,13 @@ class Adapter(nn.Module):
 
     def lora_factors(self) -> tuple[Tensor, Tensor] | None:
         """(A (r, in), B (out, r)) in float64 with the change as B A (out, in), scale folded in; None without such."""
+        return None
+
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """A (r, in) and B (out, r) of the s drop(x) A^T B^T that it adds, with their gradients; None where it is more.
+
+        Fused layers (`core.ops`) compute that themselves; where it `makes_factors`, they ask at every call.
+        """
         return None
 
     def weight_factors(self) -> tuple[Tensor, Tensor] | None:

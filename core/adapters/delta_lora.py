@@ -48,6 +48,7 @@ class DeltaLoRA(LoRA):
 
     peft_type = "DELTA_LORA"
     rule = DeltaRule
+    makes_factors = True
     keys = {**LoRA.keys, "start_A": "delta_A.weight", "start_B": "delta_B.weight", "is_moving": "delta_moving"}
     is_moving: Tensor  # 1 once the snapshot is taken, 0 before
     start_A: Tensor  # A_K
@@ -81,6 +82,14 @@ class DeltaLoRA(LoRA):
         small = torch.cat([F.linear(x, a), F.linear(x, -start_a)], dim=-1)  # (..., 2 r)
         moves = self.is_moving.to(out.dtype) * self.delta_scale
         return out + moves * F.linear(small, torch.cat([b, start_b], dim=1))
+
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """LoRA's, and as further directions the two ends of the movement."""
+        if type(self) is not DeltaLoRA:
+            return None
+        a, b, start_a, start_b = self._constants(self.lora_A.dtype)
+        moves = self.is_moving * float(self.options.delta_scale)
+        return torch.cat([self.lora_A, a, start_a]), torch.cat([self.lora_B, moves * b, -moves * start_b], dim=1)
 
     def movement(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """How far the weight has moved, (out, in): lambda s (B A - B_K A_K)."""

@@ -58,6 +58,10 @@ class DoRA(LoRA):
         update = factor_linear(factor_linear(x, self.lora_A), self.lora_B)
         return out + (gain - 1) * plain + (gain * self.scale) * update
 
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """A and B, of what the gain is on top; None with dropout, which reaches the base's product too."""
+        return None if self.dropout else (self.lora_A, self.lora_B)
+
     @torch.no_grad()
     def norms(self, base: nn.Module) -> Tensor:
         """|W + s B A| of every row, (out), in the adapter's own dtype."""

@@ -142,6 +142,10 @@ class DynamicRank(_Shrinking):
         small = F.linear(F.dropout(x.to(out.dtype), self.dropout), self.lora_A[:part].to(out.dtype))
         return out + scale * F.linear(small, self.lora_B[:, :part].to(out.dtype))
 
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """Both, whose cut directions are zero; a nested step uses a part of them only."""
+        return None if self.options.nested else (self.lora_A, self.lora_B)
+
 
 class DynamicRankEmbedding(_Shrinking, LoRAEmbedding):
     """Dynamic rank on an embedding; it trains whole also when nested."""

@@ -70,6 +70,10 @@ class LoRA(Adapter):
         dropped = dropout(x.to(out.dtype), self.dropout, self.training)
         return add_product(out, factor_linear(dropped, self.lora_A), self.lora_B, self.scale)
 
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """A and B; None for a method that computes something else."""
+        return (self.lora_A, self.lora_B) if type(self).forward is LoRA.forward else None
+
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B A, or its transpose where the weight is (in, out)."""
         a, b = self.lora_A.detach().to(dtype), self.lora_B.detach().to(dtype)

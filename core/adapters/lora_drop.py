@@ -137,6 +137,10 @@ class _Surveyed(LoRA):
             self.tokens += out.shape[:-1].numel()
         return changed
 
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """Those in use, unless the output is to be measured."""
+        return (self.lora_A, self.lora_B) if self.energy is None else None
+
     @torch.no_grad()
     def restart(self, generator: torch.Generator, shared: str) -> None:
         """Begin anew after the survey; a frozen shared pair keeps what its first layer learned."""

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_transposed, layer_size
 from core.adapters.lora import LoRA
 from core.adapters.rule import TrainingRule
+from core.methods.sparse_lora import FEW_BLOCKS
+from core.ops.dropout import dropout
 from core.ops.factor_product import add_product, factor_linear
 
 WEAK_GATE = 0.5  # gates start normal with spread 1; those that stay below this close within a run
@@ -58,6 +60,7 @@ class GatedLoRA(LoRA):
     """LoRA with a gate on each direction: s B diag(g) A."""
 
     keys = {**LoRA.keys, "lora_gate": "lora_gate"}
+    makes_factors = True
 
     def __init__(self, base: nn.Module, settings: LayerSettings, scale: float) -> None:
         super().__init__(base, settings, scale)
@@ -71,9 +74,13 @@ class GatedLoRA(LoRA):
 
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + s * ((drop(x) A^T) * g) B^T, for x (..., in)."""
-        dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
+        dropped = dropout(x.to(out.dtype), self.dropout, self.training)
         small = factor_linear(dropped, self.lora_A) * self.lora_gate.to(out.dtype)
         return add_product(out, small, self.lora_B, self.scale)
+
+    def live_factors(self) -> tuple[Tensor, Tensor]:
+        """diag(g) A, and B."""
+        return self.lora_gate[:, None] * self.lora_A, self.lora_B
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """s * B diag(g) A, or its transpose where the weight is (in, out)."""
@@ -92,6 +99,7 @@ class BlockLoRA(Adapter):
     """m LoRAs along the diagonal: A (m, r, in / m), B (m, out / m, r)."""
 
     keys = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+    makes_factors = True
 
     def __init__(self, base: nn.Module, settings: LayerSettings, scale: float) -> None:
         super().__init__()
@@ -112,11 +120,17 @@ class BlockLoRA(Adapter):
 
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """Each slice of x (..., in) through its own pair to its own slice of the output."""
-        dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
+        dropped = dropout(x.to(out.dtype), self.dropout, self.training)
         slices = dropped.reshape(-1, self.lora_A.shape[0], self.lora_A.shape[2]).transpose(0, 1)  # (m, N, in / m)
         small = torch.bmm(slices, self.lora_A.to(out.dtype).mT)  # (m, N, r)
         pieces = torch.bmm(small, self.lora_B.to(out.dtype).mT)  # (m, N, out / m)
         return out + self.scale * pieces.transpose(0, 1).reshape(out.shape)
+
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """Both as one matrix; of many blocks that would be zeros for the most part."""
+        if len(self.lora_A) > FEW_BLOCKS:
+            return None
+        return torch.block_diag(*self.lora_A), torch.block_diag(*self.lora_B)  # type: ignore[no-untyped-call]
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """The block-diagonal matrix, or its transpose where the weight is (in, out)."""

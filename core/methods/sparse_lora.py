@@ -6,6 +6,8 @@ from core.config import AdapterConfig, Checked, option
 from core.errors import ConfigError
 from core.methods.method import LORA_SETTINGS, PLACES, Method, methods
 
+FEW_BLOCKS = 4  # that fused layers compute as one matrix
+
 
 @dataclass(frozen=True)
 class SparseLoRAOptions(Checked):

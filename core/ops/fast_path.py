@@ -175,7 +175,7 @@ def _current(known: LayerStandIn | None, layer: nn.Module) -> LayerStandIn:
 def _groups(led: Sequence[LayerStandIn]) -> list[Group]:
     """The groups with adapters of some layers, if all are on one device."""
     layers = [each.fused for each in led if each.fused is not None]
-    groups = [group for layer in layers for group in layer.groups if group.adapted]
+    groups = [group for layer in layers for group in layer.groups if group.adapted and not group.makes_factors]
     return groups if len({group.parameters[0].device for group in groups}) == 1 else []
 
 

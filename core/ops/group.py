@@ -64,11 +64,17 @@ class Group:
         self.places = [0, *ends[:-1]] if ends else []  # where each adapted layer's A stands among the parameters
         indices = [index for index, each in enumerate(projections) if each.adapter is not None]
         self.numbered = list(zip(indices, self.places, self.adapted, strict=True))  # which output, place, the layer
-        self.ranks = [each.rank for each in self.adapted]
+        self.ranks = [len(self.parameters[place]) for place in self.places]
         self.scales = [each.scale for each in self.adapted]
         self.dropping = [each for each in projections if each.dropout]
         self.scaled = [each for each in projections if each.is_dora]
+        self.makes_factors = any(each.adapter is not None and each.adapter.makes_factors for each in projections)
         self.ahead: Ahead | None = None  # the factors of the next forward pass
+
+    def renew(self) -> None:
+        """Make those factors that are no parameters themselves for the next forward pass, which takes them along."""
+        if self.makes_factors:
+            self.parameters = tuple(tensor for each in self.projections for tensor in each.parameters)
 
     @property
     def width(self) -> int:

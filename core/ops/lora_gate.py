@@ -47,7 +47,6 @@ def around_of(inner: Kept, outer: Sequence[Tensor], scale: float) -> Around:
 def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool:
     """Whether the kernels can take the small products over: three plain LoRA layers, nothing dropped, no biases."""
     groups = inner, outer
-    layers = [each for group in groups for each in group.projections]
     return (
         kernels_for(h) is not None
         and h.dtype in DTYPES
@@ -55,7 +54,7 @@ def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool
         and [len(group.projections) for group in groups] == [len(group.adapted) for group in groups] == [2, 1]
         and not any(group.dropping or group.scaled for group in groups)
         and all(each.bias is None for each in inner.projections)
-        and max(each.rank for each in layers) <= WIDEST_RANK
+        and max(rank for group in groups for rank in group.ranks) <= WIDEST_RANK
         and outer.width % ALIGNED == 0
         and _runs_on(h.device)
     )

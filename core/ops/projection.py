@@ -1,8 +1,9 @@
-"""One linear layer of a model with at most one LoRA or DoRA on it, as the fused functions see it."""
+"""One linear layer of a model with at most one LoRA on it, or what can be written as one, or DoRA."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,27 @@ from torch.nn import functional as F
 
 from core.adapters.base import weight_like
 from core.adapters.dora import DoRA
-from core.adapters.lora import LoRA
 from core.ops.dropout import draw_seed, dropout_reference
 from core.ops.precision import compute_dtype
 from core.ops.product import takes_onednn
 from core.quantize.linear import QuantizedLinear
+
+
+class LowRank(Protocol):
+    """An adapter that adds s drop(x) A^T B^T, such as LoRA."""
+
+    scale: float
+    dropout: float
+    training: bool
+
+    @property
+    def makes_factors(self) -> bool:
+        """Whether A and B are no parameters, but made of them at every call."""
+        ...
+
+    def live_factors(self) -> tuple[Tensor, Tensor] | None:
+        """A and B."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,7 @@ class Projection:
     """y = g (x W^T + s drop(x) A^T B^T) + bias, with g = 1 but for DoRA: m over the length of the row of W + s B A."""
 
     base: nn.Module  # a frozen Linear or QuantizedLinear
-    adapter: LoRA | None = None
+    adapter: LowRank | None = None
 
     @property
     def bias(self) -> Tensor | None:
@@ -35,7 +52,8 @@ class Projection:
         """A (r, in) and B (out, r), and DoRA's m (out); none without an adapter."""
         if self.adapter is None:
             return ()
-        own = self.adapter.lora_A, self.adapter.lora_B
+        own = self.adapter.live_factors()
+        assert own is not None  # for the type checker: `core.ops.recognition` lets no other pass
         return (*own, self.adapter.magnitude) if isinstance(self.adapter, DoRA) else own
 
     @property
@@ -48,11 +66,6 @@ class Projection:
         """Whether the layer itself would take longer, emulating 16-bit products or with those of MKL."""
         like = weight_like(self.base)
         return compute_dtype(like) != like.dtype or takes_onednn(like)
-
-    @property
-    def rank(self) -> int:
-        """r, 0 without an adapter."""
-        return 0 if self.adapter is None else self.adapter.lora_A.shape[0]
 
     @property
     def scale(self) -> float:
@@ -92,7 +105,7 @@ class Projection:
         y = F.linear(x, self.weight(x.dtype))
         if self.adapter is not None:
             kept = x if seed is None else dropout_reference(x, seed, self.dropout)
-            a, b = self.adapter.lora_A.to(x.dtype), self.adapter.lora_B.to(x.dtype)
+            a, b = (each.to(x.dtype) for each in self.parameters[:2])
             y = y + self.scale * F.linear(F.linear(kept, a), b)
         if isinstance(self.adapter, DoRA):
             y = y * (self.adapter.magnitude / self.norms()).to(x.dtype)

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from core.adapters.dora import DoRA
+from core.adapters.base import Adapter
 from core.adapters.host import AdaptedModule
-from core.adapters.lora import LoRA
-from core.adapters.lora_fa import LoRAFA
-from core.adapters.lora_plus import LoRAPlus
-from core.adapters.rslora import RsLoRA
 from core.mode import all_modules
 from core.ops.decoder_layer import Attention, FusedLayer
 from core.ops.gated_mlp import GatedMLP
 from core.ops.gating import ACTIVATIONS, Activation
 from core.ops.group import Group
-from core.ops.projection import Projection
+from core.ops.projection import LowRank, Projection
 from core.ops.rms_norm import Norm
 from core.quantize.linear import Int8Linear, NF4Linear
 
-ADAPTERS = (LoRA, RsLoRA, LoRAPlus, LoRAFA, DoRA)  # exactly these: a subclass may compute something else
 LINEARS = (nn.Linear, NF4Linear, Int8Linear)
 GAINS = "_gains"  # attribute of a norm: what it multiplies by, in the formats that were asked for
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -62,12 +57,12 @@ def read_projection(module: nn.Module) -> Projection:
     return Projection(_frozen(module.base_layer), _known(found[0]) if found else None)
 
 
-def _known(adapter: nn.Module) -> LoRA:
-    if type(adapter) not in ADAPTERS or not isinstance(adapter, LoRA):
-        raise UnfitError(f"{type(adapter).__name__} has no fused form")
-    if isinstance(adapter, DoRA) and adapter.dropout:
-        raise UnfitError("DoRA with dropout has no fused form")
-    return adapter
+def _known(adapter: Adapter) -> LowRank:
+    if adapter.live_factors() is None:
+        options = " with dropout" if getattr(adapter, "dropout", 0.0) else ""
+        raise UnfitError(f"{type(adapter).__name__}{options} has no fused form")
+    known: Any = adapter
+    return cast("LowRank", known)
 
 
 def _frozen(base: nn.Module) -> nn.Module:

@@ -51,6 +51,8 @@ def adapted(model: nn.Module, **settings: Any) -> nn.Module:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
+        if "lora_E" in name:
+            nn.init.normal_(parameter)
         if "magnitude" in name:
             parameter.data.mul_(1 + 0.2 * torch.rand_like(parameter))
     return model

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from core.adapters import adapter_rows, inject, merge, set_adapter, unmerge
+from core.adapters import adapter_rows, inject, merge, names, set_adapter, unmerge
 from core.config import AdapterConfig, TrainConfig
+from core.methods import methods
 from core.models import load_model
 from core.ops import factors, precision
-from core.ops.coverage import METHODS, is_fused
+from core.ops.coverage import is_fused
 from core.ops.fast_path import LED, FastPath
 from core.ops.group import Group
-from core.ops.recognition import ADAPTERS, read_layer
+from core.ops.recognition import read_layer
 from core.ops.stand_in import NormStandIn
 from core.quantize.model import quantize_model
 from tests.core.ops.families import OWN, adapted, exact, step, tiny, worst_difference
@@ -53,6 +54,14 @@ def test_every_family_equals_autograd(family: str) -> None:
         {"method": "rslora"},
         {"method": "lora_fa"},
         {"method": "lora_plus"},
+        {"method": "lora_drop"},
+        {"method": "adalora"},
+        {"method": "adalora", "lora_dropout": 0.3},
+        {"method": "dynamic_rank"},
+        {"method": "delta_lora"},
+        {"method": "sparse_lora"},
+        {"method": "sparse_lora", "method_options": {"mode": "gated"}, "lora_dropout": 0.3},
+        {"method": "sparse_lora", "method_options": {"mode": "sum"}},
         {"rank_pattern": {"down_proj": 2, "o_proj": 7}, "alpha_pattern": {"down_proj": 1.0}},
         {"target_modules": ATTENTION[1:]},
         {"target_modules": ("o_proj", "up_proj")},
@@ -167,7 +176,6 @@ def test_layers_it_does_not_know_run_as_they_are() -> None:
     assert gpt2.sentence == "Generic path, layer by layer: GPT2LMHeadModel is of another architecture."
     off = FastPath(adapted(toy_llama()), is_wanted=False)
     assert off.sentence == "Generic path, layer by layer: fast_path is off."
-    assert len(METHODS) == len(ADAPTERS)
     vera = toy_llama()
     inject(vera, AdapterConfig(method="vera"))
     assert FastPath(vera).sentence == "Generic path, layer by layer: VeRA has no fused form."
@@ -178,6 +186,24 @@ def test_layers_it_does_not_know_run_as_they_are() -> None:
     assert FastPath(some).sentence == (
         "Fast path: 2 of 3 layers run fused; 1 because VeRA has no fused form run as the model has them."
     )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"method": name} for name in names() if "target_modules" in methods.get(name).uses),
+        {"method": "dora", "lora_dropout": 0.1},
+        {"method": "delta_lora", "method_options": {"mode": "mutate"}},
+        {"method": "dynamic_rank", "method_options": {"nested": True}},
+        {"method": "sparse_lora", "method_options": {"blocks": 8}},
+        {"method": "sparse_lora", "method_options": {"mode": "gated"}},
+    ],
+    ids=str,
+)
+def test_plans_count_on_what_is_so(settings: dict[str, Any]) -> None:
+    model, config = tiny("Llama", intermediate_size=64), AdapterConfig(**settings)
+    inject(model, config)
+    assert FastPath(model).sentence.startswith("Fast") == is_fused("llama", TrainConfig(adapter=config))
 
 
 def test_a_layer_that_computes_something_else_is_found_out() -> None:
