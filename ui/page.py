@@ -31,12 +31,15 @@ TAB_IDS = ("home", "datasets", "train", "jobs", "compare", "models", "system")
 # after a restart of the server.
 _BROWSER_SECRET = "lora-studio"
 BUSY_S, IDLE_S = 2, 6
-# `?tab=` opens a tab once; a later reload shows the tab that is open then.
-_LOADED = """() => {
+# `?tab=` opens a tab once; a later reload shows the tab that is open then. Who was quick has turned to another by now.
+_LOADED = """async (shown) => {
   window.loraStudioOpened = true;
   const here = new URL(location.href);
   here.searchParams.delete('tab');
   history.replaceState(history.state, '', here);
+  for (let drawn = 0; drawn < 2; drawn++) await new Promise(requestAnimationFrame);
+  const open = document.querySelector('#tabs button[role=tab][aria-selected=true]')?.id.replace(/^tab-|-button$/g, '');
+  return open && open !== shown ? window.loraStudioOpens(open) : '';
 }"""
 
 
@@ -202,7 +205,7 @@ class Page:
 
         # One answer for all of it: what runs is in sight before the forms of the other tabs are filled.
         first = demo.load(opened, self._inputs, [*self.go_outputs, *self._outputs], **DIRECT)
-        first.then(None, js=_LOADED, **QUIET)
+        first.then(None, [self.tab], [self.turned], js=_LOADED, **QUIET)
         return first
 
     def when_selected(self, tab_id: str, tab: gr.Tab) -> None:

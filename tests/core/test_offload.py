@@ -108,9 +108,10 @@ def test_saved_steps_of_a_run_without_a_device_stay_what_they_were() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("fast_path", [True, False])
-def test_steps_have_the_same_bits(a_device: None, dropout: float, fast_path: bool) -> None:
-    changes = {"adapter": AdapterConfig(r=4, lora_alpha=8, lora_dropout=dropout), "fast_path": fast_path}
+@pytest.mark.parametrize(("method", "fast_path"), [("lora", True), ("lora", False), ("adalora", True)])
+def test_steps_have_the_same_bits(a_device: None, dropout: float, method: str, fast_path: bool) -> None:
+    adapter = AdapterConfig(method=method, r=4, lora_alpha=8, lora_dropout=dropout)
+    changes = {"adapter": adapter, "fast_path": fast_path}
     kept = trainer(**changes)
     wanted = [one.loss for one in first(kept, 3)]
     for steps in range(LAYERS + 1, (3 if fast_path else 2) * LAYERS + 1):

@@ -195,6 +195,19 @@ def test_impossible_ranks_cannot_start(page: Any, studio: RunningStudio, rank: s
     page.wait_for_selector("#train-start[disabled]")
 
 
+def test_a_tab_that_is_opened_before_the_page_has_loaded_is_live(page: Any, studio: RunningStudio) -> None:
+    held: list[Any] = []
+    passes: list[bool] = []
+    page.route("**/run/predict", lambda route: route.continue_() if passes else held.append(route))
+    page.goto(studio.url, wait_until="commit")
+    open_tab(page, "System")
+    until(lambda: page.wait_for_timeout(50) or held)
+    assert not page.evaluate("window.loraStudioOpened")
+    passes.append(True)
+    held[0].continue_()
+    page.wait_for_function("document.querySelector('#system-state')?.innerText.includes('lora-studio')")
+
+
 def test_chinese_page(page: Any, studio: RunningStudio) -> None:
     open_page(page, studio.url)
     page.click("[data-language=zh]")
