@@ -237,8 +237,11 @@ def test_gradients_equal_layer_by_layer(family: str) -> None:
     assert worst_difference(gradients, fused) < 1e-3
 
 
-@pytest.mark.parametrize("settings", [{"lora_dropout": 0.2}, {"method": "dora"}], ids=str)
-def test_dropout_and_dora_equal_layer_by_layer(settings: dict[str, Any]) -> None:
+MADE = [{"method": "adalora"}, {"method": "delta_lora"}, {"method": "sparse_lora"}]  # factors that are no parameters
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.2}, {"method": "dora"}, *MADE], ids=str)
+def test_other_settings_equal_layer_by_layer(settings: dict[str, Any]) -> None:
     model = adapted(tiny("Llama"), **settings).cuda()
     (_, gradients), (_, fused) = step(model, None), step(model, FastPath(model))
     assert worst_difference(gradients, fused) < 1e-3
@@ -280,7 +283,7 @@ def _error(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> fl
     return sum(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth) / len(truth)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.2}, {"method": "dora"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.2}, {"method": "dora"}, *MADE], ids=str)
 def test_a_step_can_be_captured_in_a_graph(settings: dict[str, Any]) -> None:
     """Forward and backward replay without a word from the host; dropout draws anew at every replay."""
     model = adapted(tiny("Llama"), **settings).cuda().train()
