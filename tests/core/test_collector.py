@@ -10,6 +10,11 @@ import pytest
 from core.collector import collection_put_off
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_frozen() -> None:
+    gc.unfreeze()  # the server of the page freezes what it has made, and other tests start one in this process
+
+
 class Node:
     def __init__(self) -> None:
         self.me = self
