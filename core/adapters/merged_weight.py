@@ -116,8 +116,9 @@ class _Scratch(threading.local):
         kept = self.kept
         is_fit = kept is not None and len(kept[0]) >= block.numel() and kept[2].dtype == dtype
         if kept is None or not is_fit or kept[0].device != block.device:
-            wide = torch.empty(2, block.numel(), dtype=torch.float32, device=block.device)
-            kept = wide[0], wide[1], torch.empty(block.numel(), dtype=dtype, device=block.device)
+            with torch.inference_mode(False):  # else nobody could write to it outside of that
+                wide = torch.empty(2, block.numel(), dtype=torch.float32, device=block.device)
+                kept = wide[0], wide[1], torch.empty(block.numel(), dtype=dtype, device=block.device)
             self.kept = kept if block.device.type == "cpu" else None  # a GPU's allocator keeps memory by itself
         return kept
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core.config import AdapterConfig, TrainConfig
-from core.methods.delta_lora import DeltaLoRAOptions
-from core.methods.dynamic_rank import DynamicRankOptions
-from core.methods.sparse_lora import FEW_BLOCKS, SparseLoRAOptions
+from core.methods.method import options_of
+from core.methods.sparse_lora import FEW_BLOCKS
 
 MODEL_TYPES = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3"}
@@ -15,14 +14,10 @@ MODEL_TYPES = frozenset(
 _FORMS: dict[str, Callable[[AdapterConfig], bool]] = {  # by method: whether it has a fused form with its options
     **dict.fromkeys(("lora", "rslora", "lora_plus", "lora_fa", "lora_drop", "adalora"), lambda adapter: True),
     "dora": lambda adapter: not adapter.lora_dropout,
-    "dynamic_rank": lambda adapter: not DynamicRankOptions(**adapter.method_options).nested,
-    "delta_lora": lambda adapter: DeltaLoRAOptions(**adapter.method_options).mode == "functional",
-    "sparse_lora": lambda adapter: _is_one_matrix(SparseLoRAOptions(**adapter.method_options)),
+    "dynamic_rank": lambda adapter: not options_of(adapter).nested,
+    "delta_lora": lambda adapter: options_of(adapter).mode == "functional",
+    "sparse_lora": lambda adapter: options_of(adapter).mode != "block" or options_of(adapter).blocks <= FEW_BLOCKS,
 }
-
-
-def _is_one_matrix(options: SparseLoRAOptions) -> bool:
-    return options.mode != "block" or options.blocks <= FEW_BLOCKS
 
 
 def is_fused(model_type: str, config: TrainConfig) -> bool:

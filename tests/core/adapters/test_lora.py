@@ -188,6 +188,16 @@ def test_blocks_of_rows_give_the_whole_merge(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.allclose(merged_weight(weight, [adapter]), whole, atol=1e-15, rtol=0)
 
 
+def test_merging_in_inference_mode_first_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.adapters.merged_weight._scratch.kept", None)
+    layer = one_layer(nn.Linear(50, 40))[0]
+    adapter, weight = layer.adapter("default"), layer.base_layer.weight.detach().bfloat16()
+    with torch.inference_mode():
+        inside = merged_weight(weight, [adapter])
+    assert torch.equal(merged_weight(weight, [adapter]), inside)
+    assert torch.equal(inside, round_once(weight.double() + adapter.delta_weight(), torch.bfloat16))
+
+
 def test_gemma_scales_the_embedding_delta_too() -> None:
     model = gemma3().double()
     inject(model, AdapterConfig(r=2, target_modules=("embed_tokens",)))
