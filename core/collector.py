@@ -2,7 +2,7 @@
 
 A model is a few hundred thousand objects, and the libraries behind it more. The collector looks through all of them
 whenever enough new ones have come, again and again while they are made, and finds nothing: a fifth of the time to the
-first step went into that, and 0.2 s of every other merge.
+first step went into that, and 0.2 s of every fifth merge.
 """
 
 from __future__ import annotations

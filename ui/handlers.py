@@ -17,6 +17,7 @@ from ui.i18n import Translator
 
 log = logging.getLogger(__name__)
 
+# No name of our own in its place: Gradio refuses what the list that was sent last does not have.
 ONCE_FILLED = "(dataset, ...form) => [window.loraStudioRestored ? dataset : null, ...form]"
 Updates = dict[Any, Any]  # component -> its new value or gr.update
 # Handlers are short and must not wait for the same handler of another page, hence no concurrency limit. They show their

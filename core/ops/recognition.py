@@ -10,6 +10,7 @@ from torch import nn
 
 from core.adapters.base import Adapter
 from core.adapters.host import AdaptedModule
+from core.adapters.lora import LoRA
 from core.mode import all_modules
 from core.ops.decoder_layer import Attention, FusedLayer
 from core.ops.gated_mlp import GatedMLP
@@ -59,10 +60,9 @@ def read_projection(module: nn.Module) -> Projection:
 
 def _known(adapter: Adapter) -> LowRank:
     if adapter.live_factors() is None:
-        options = " with dropout" if getattr(adapter, "dropout", 0.0) else ""
-        raise UnfitError(f"{type(adapter).__name__}{options} has no fused form")
-    known: Any = adapter
-    return cast("LowRank", known)
+        has_one_at_times = type(adapter).live_factors not in (Adapter.live_factors, LoRA.live_factors)
+        raise UnfitError(f"{type(adapter).__name__} has no fused form{' as it is set' if has_one_at_times else ''}")
+    return cast("LowRank", adapter)
 
 
 def _frozen(base: nn.Module) -> nn.Module:

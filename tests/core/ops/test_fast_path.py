@@ -179,6 +179,8 @@ def test_layers_it_does_not_know_run_as_they_are() -> None:
     vera = toy_llama()
     inject(vera, AdapterConfig(method="vera"))
     assert FastPath(vera).sentence == "Generic path, layer by layer: VeRA has no fused form."
+    dora = FastPath(adapted(toy_llama(), method="dora", lora_dropout=0.1))
+    assert dora.sentence == "Generic path, layer by layer: DoRA has no fused form as it is set."
     bias = FastPath(adapted(tiny("Llama"), bias="lora_only"))
     assert bias.sentence == "Generic path, layer by layer: weights or biases of the base itself are trained."
     some = tiny("Llama")
