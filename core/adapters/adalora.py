@@ -7,7 +7,8 @@ until the ranks are final.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,12 @@ from core.methods.adalora import AdaLoRAOptions, AdaLoRASchedule
 from core.ops.dropout import dropout
 from core.ops.factor_product import add_product, factor_linear
 
+T = TypeVar("T")
+
 START = 0.02  # spread of the start values of P and Q
 PARTS = ("lora_A", "lora_B", "lora_E")
+KINDS = ("importance", "uncertainty")
+TOGETHER = 64  # layers in one kernel: there are hundreds, each too small to keep a GPU busy
 
 
 class BudgetRule(TrainingRule):
@@ -31,24 +36,29 @@ class BudgetRule(TrainingRule):
         self.options = AdaLoRAOptions(**config.method_options)
         self.schedule = AdaLoRASchedule.of(self.options, config.r, total_steps)
         self.parts = [adapter for adapter in adapters.values() if isinstance(adapter, AdaLoRA)]
+        self.final: list[Tensor] | None = None  # of every layer which triplets are left (r, 1), once that is final
 
     def regularizer(self) -> Tensor | None:
         """gamma times the mean of |P^T P - I| and |Q Q^T - I| over all layers; not squared, as in the authors' code."""
         if not self.options.orth_reg_weight:
             return None
-        norms = [norm for adapter in self.parts for norm in adapter.distances()]
-        return self.options.orth_reg_weight * torch.stack(norms).mean()
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for matrix in (each for part in self.parts for each in (part.lora_A, part.lora_B.T)):
+            by_shape.setdefault(matrix.shape, []).append(matrix)
+        norms = [distances(some) for alike in by_shape.values() for some in _bunches(alike)]
+        return self.options.orth_reg_weight * torch.cat(norms).mean()
 
     @torch.no_grad()
     def after_update(self, step: int, optimizer: torch.optim.Optimizer) -> bool:
         """Smooth the importance while ranks still move; then cut what is over the budget."""
-        is_final = step > self.total_steps - self.schedule.tfinal
-        if not is_final:
-            for adapter in self.parts:
-                adapter.observe(self.options.beta1, self.options.beta2)
+        last = self.total_steps - self.schedule.tfinal
+        if step <= last:
+            observe(self.parts, self.options.beta1, self.options.beta2)
         is_round = step > self.schedule.tinit and step % self.schedule.delta_t == 0
-        if is_final or is_round or step == self.total_steps - self.schedule.tfinal:
-            self._cut(self.budget(step))
+        if is_round or step >= last:
+            kept = self.final or self._chosen(self.budget(step))
+            self.final = kept if step > last else None
+            torch._foreach_mul_([part.lora_E for part in self.parts], kept)
         return False
 
     def budget(self, step: int) -> int:
@@ -56,15 +66,56 @@ class BudgetRule(TrainingRule):
         count = len(self.parts)
         return self.schedule.budget(step, count * self.config.r, count * self.schedule.target_r)
 
-    @torch.no_grad()
-    def _cut(self, budget: int) -> None:
-        """Keep the `budget` triplets of the highest score over all layers."""
-        scores = [adapter.scores() for adapter in self.parts]
+    def _chosen(self, budget: int) -> list[Tensor]:
+        """1 for the `budget` triplets of the highest score over all layers, (r, 1) for each."""
+        scores = [part.scores() for part in self.parts]
         everything = torch.cat(scores)
-        kept = torch.zeros_like(everything, dtype=torch.bool)
-        kept[everything.topk(min(budget, len(everything))).indices] = True
-        for adapter, mine in zip(self.parts, torch.split(kept, [len(score) for score in scores]), strict=True):
-            adapter.lora_E.mul_(mine[:, None])
+        kept = torch.zeros_like(everything)
+        kept[everything.topk(min(budget, len(everything))).indices] = 1.0
+        return [some[:, None] for some in torch.split(kept, [len(score) for score in scores])]
+
+
+def observe(parts: Sequence[AdaLoRA], beta1: float, beta2: float) -> None:
+    """Smooth |w dL/dw| and its distance from that mean, for every number; its gradient is that of this step."""
+    for name in PARTS:
+        for some in _bunches([part for part in parts if getattr(part, name).grad is not None]):
+            weights = [getattr(part, name) for part in some]
+            importance, uncertainty = ([getattr(part, f"{kind}_{name}") for part in some] for kind in KINDS)
+            now = torch._foreach_mul(weights, [weight.grad for weight in weights])
+            torch._foreach_abs_(now)
+            torch._foreach_mul_(importance, beta1)
+            torch._foreach_add_(importance, now, alpha=1 - beta1)
+            torch._foreach_sub_(now, importance)
+            torch._foreach_abs_(now)
+            torch._foreach_mul_(uncertainty, beta2)
+            torch._foreach_add_(uncertainty, now, alpha=1 - beta2)
+
+
+def distances(matrices: Sequence[Tensor]) -> Tensor:
+    """|M M^T - I| of some matrices M (r, n), all of one shape: how far their rows are from being orthonormal."""
+    found: Tensor = _Distances.apply(*matrices)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Distances(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *matrices: Tensor) -> Tensor:
+        stacked = torch.stack(matrices)
+        off = stacked @ stacked.mT - torch.eye(stacked.shape[1], device=stacked.device, dtype=stacked.dtype)
+        norms: Tensor = torch.linalg.matrix_norm(off)
+        ctx.save_for_backward(off, norms, *matrices)  # not the stack: it would be a copy of all factors
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """d|G| / dM = 2 G M / |G| for G = M M^T - I; where that is zero, nothing pulls."""
+        off, norms, *matrices = ctx.saved_tensors
+        pull = torch.where(norms > 0, 2 * grad / norms, 0.0)
+        return (pull[:, None, None] * off @ torch.stack(matrices)).unbind()
+
+
+def _bunches(items: list[T]) -> Iterator[list[T]]:
+    return (items[start : start + TOGETHER] for start in range(0, len(items), TOGETHER))
 
 
 @adapters.register("adalora")
@@ -75,7 +126,7 @@ class AdaLoRA(Adapter):
     rule = BudgetRule
     makes_factors = True
     keys = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"}
-    training_state = tuple(f"{kind}_{part}" for kind in ("importance", "uncertainty") for part in PARTS)
+    training_state = tuple(f"{kind}_{part}" for kind in KINDS for part in PARTS)
 
     def __init__(self, base: nn.Module, settings: LayerSettings) -> None:
         super().__init__()
@@ -87,7 +138,7 @@ class AdaLoRA(Adapter):
         self.scale, self.dropout = settings.lora_alpha / (r + 1e-5), settings.lora_dropout
         self.is_transposed = is_transposed(base)
         for name, parameter in self.named_parameters():
-            for kind in ("importance", "uncertainty"):
+            for kind in KINDS:
                 self.register_buffer(f"{kind}_{name}", torch.zeros_like(parameter.detach()), persistent=False)
 
     @classmethod
@@ -123,23 +174,6 @@ class AdaLoRA(Adapter):
         kept = (self.lora_E.detach() != 0).flatten()
         a = (self.lora_A.detach().double() * self.lora_E.detach().double())[kept]
         return a, self.scale * self.lora_B.detach().double()[:, kept]
-
-    def distances(self) -> Iterator[Tensor]:
-        """How far the directions of P and of Q are from being orthonormal."""
-        eye = torch.eye(len(self.lora_A), device=self.lora_A.device, dtype=self.lora_A.dtype)
-        yield torch.linalg.matrix_norm(self.lora_A @ self.lora_A.T - eye)
-        yield torch.linalg.matrix_norm(self.lora_B.T @ self.lora_B - eye)
-
-    def observe(self, beta1: float, beta2: float) -> None:
-        """Smooth |w dL/dw| and its distance from that mean, for every number; its gradient is that of this step."""
-        for name in PARTS:
-            parameter: nn.Parameter = getattr(self, name)
-            importance, uncertainty = getattr(self, f"importance_{name}"), getattr(self, f"uncertainty_{name}")
-            if parameter.grad is None:
-                continue
-            now = (parameter * parameter.grad).abs()
-            importance.mul_(beta1).add_(now, alpha=1 - beta1)
-            uncertainty.mul_(beta2).add_((now - importance).abs(), alpha=1 - beta2)
 
     def scores(self) -> Tensor:
         """Importance of every triplet, (r): that of l and the means of those of p and q (section 3.2)."""

@@ -45,12 +45,16 @@ class DynamicRankRule(TrainingRule):
         super().__init__(adapters, config, total_steps)
         self.pairs: list[Any] = list(adapters.values())
         self.step = 0
+        self.ranks: list[int] = []  # that everything has been cut to
 
     @torch.no_grad()
     def after_update(self, step: int, optimizer: torch.optim.Optimizer) -> bool:
         """Cut what the schedule no longer has room for, and its moments with it."""
         self._begin(step)
         ranks = [self._rank(step, adapter) for adapter in self.pairs]
+        if ranks == self.ranks:  # what was cut stays zero by itself, and to look would have the device wait
+            return False
+        self.ranks = ranks
         is_global = bool(self.pairs) and self.pairs[0].options.scope == "global"
         worths = [adapter.worth() for adapter in self.pairs]
         if is_global:

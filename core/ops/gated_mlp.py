@@ -33,10 +33,9 @@ class GatedMLP:
     activation: Activation
     post: Norm | None = None  # Gemma 2 and 3 have one
 
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """Those of gate, up and down."""
-        return (*self.inner.parameters, *self.outer.parameters)
+    def live_parameters(self) -> tuple[Tensor, ...]:
+        """Those of gate, up and down, for one forward pass."""
+        return (*self.inner.live_parameters(), *self.outer.live_parameters())
 
     def reference(self, x: Tensor) -> Tensor:
         """The definition, for x (..., D); dropout off."""
@@ -49,7 +48,7 @@ class GatedMLP:
 
 def gated_mlp(x: Tensor, mlp: GatedMLP, keeps_inner: bool = True) -> Tensor:
     """x + MLP(x) for x (..., D); without `keeps_inner`, gate and up are computed again in the backward pass."""
-    made: Tensor = _GatedMLP.apply(x, mlp, keeps_inner, *mlp.parameters)  # type: ignore[no-untyped-call]
+    made: Tensor = _GatedMLP.apply(x, mlp, keeps_inner, *mlp.live_parameters())  # type: ignore[no-untyped-call]
     return made
 
 

@@ -58,7 +58,9 @@ class Group:
 
     def __init__(self, *projections: Projection) -> None:
         self.projections = projections
+        self.makes_factors = any(each.adapter is not None and each.adapter.makes_factors for each in projections)
         self.parameters = tuple(tensor for each in projections for tensor in each.parameters)
+        self.live_parameters()
         self.adapted = [each for each in projections if each.adapter is not None]
         ends = list(accumulate(len(each.parameters) for each in self.adapted))
         self.places = [0, *ends[:-1]] if ends else []  # where each adapted layer's A stands among the parameters
@@ -68,13 +70,19 @@ class Group:
         self.scales = [each.scale for each in self.adapted]
         self.dropping = [each for each in projections if each.dropout]
         self.scaled = [each for each in projections if each.is_dora]
-        self.makes_factors = any(each.adapter is not None and each.adapter.makes_factors for each in projections)
         self.ahead: Ahead | None = None  # the factors of the next forward pass
 
-    def renew(self) -> None:
-        """Make those factors that are no parameters themselves for the next forward pass, which takes them along."""
-        if self.makes_factors:
-            self.parameters = tuple(tensor for each in self.projections for tensor in each.parameters)
+    def live_parameters(self) -> tuple[Tensor, ...]:
+        """The parameters for one forward pass; factors that are none themselves are made anew, in its own graph.
+
+        What stays here of these is values only: the graph of how they were made would outlive the pass, and a pass that
+        is recorded later could not add to the same gradients.
+        """
+        if not self.makes_factors:
+            return self.parameters
+        live = tuple(tensor for each in self.projections for tensor in each.parameters)
+        self.parameters = tuple(each.detach() for each in live)
+        return live
 
     @property
     def width(self) -> int:

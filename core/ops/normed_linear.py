@@ -23,7 +23,8 @@ def normed_linear_reference(x: Tensor, norm: Norm | None, group: Group) -> list[
 
 def normed_linear(x: Tensor, norm: Norm | None, group: Group, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """The outputs (..., out) in `dtype`, by default that of x (..., in)."""
-    made: tuple[Tensor, ...] = _NormedLinear.apply(x, norm, group, dtype or x.dtype, False, None, *group.parameters)  # type: ignore[no-untyped-call]
+    given = x, norm, group, dtype or x.dtype, False, None, *group.live_parameters()
+    made: tuple[Tensor, ...] = _NormedLinear.apply(*given)  # type: ignore[no-untyped-call]
     return made
 
 
@@ -34,7 +35,7 @@ def begin_branch(
 
     With a `turn` the outputs are q, k and v (B, T, heads, width), q and k turned.
     """
-    *outputs, same = _NormedLinear.apply(x, norm, group, dtype, True, turn, *group.parameters)  # type: ignore[no-untyped-call]
+    *outputs, same = _NormedLinear.apply(x, norm, group, dtype, True, turn, *group.live_parameters())  # type: ignore[no-untyped-call]
     return tuple(outputs), same
 
 

@@ -22,7 +22,7 @@ def output_linear_reference(x: Tensor, residual: Tensor, group: Group, post: Nor
 
 def output_linear(x: Tensor, residual: Tensor, group: Group, post: Norm | None = None) -> Tensor:
     """residual + post(linear(x)) for x (..., in) and residual (..., out), in the dtype of `residual`."""
-    made: Tensor = _OutputLinear.apply(x, residual, group, post, *group.parameters)  # type: ignore[no-untyped-call]
+    made: Tensor = _OutputLinear.apply(x, residual, group, post, *group.live_parameters())  # type: ignore[no-untyped-call]
     return made
 
 

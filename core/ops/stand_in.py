@@ -71,8 +71,6 @@ class LayerStandIn:
                 hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings,
                 past_key_values=past_key_values, **options,
             )  # fmt: skip
-        for group in self.fused.groups:
-            group.renew()
         if self.leads:
             make_ahead(self.leads, compute_dtype(hidden_states))
         given = hidden_states, position_embeddings, attention_mask, self.again, self.keeps_random

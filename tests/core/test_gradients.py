@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -319,16 +319,18 @@ def test_graphs_give_up_their_memory_for_the_first_update(monkeypatch: pytest.Mo
     assert same_bits(trained_state(trainer), trained_state(wanted))
 
 
-def test_a_step_that_was_begun_takes_from_the_end_of_the_one_before() -> None:
+def test_a_step_that_was_begun_takes_from_the_end_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
     trainer = replaying()
+    monkeypatch.setattr("core.train.time", SimpleNamespace(perf_counter=lambda: now))
     steps = trainer.steps()
     next(steps)
     assert trainer.gradients.has_begun
-    time.sleep(0.3)  # a caller who takes his time: the device went on, and the step must not seem to take nothing
-    assert next(steps).seconds >= 0.3
+    now += 0.5  # a caller who takes his time: the device went on, and the step must not seem to take nothing
+    assert next(steps).seconds == 0.5
     trainer.gradients.forget()
-    time.sleep(0.3)
-    assert next(steps).seconds < 0.3
+    now += 0.5
+    assert next(steps).seconds == 0.0
 
 
 def test_random_numbers_are_not_drawn_ahead() -> None:

@@ -47,9 +47,11 @@ def test_packed_steps_follow_the_padded_ones(dtype: torch.dtype) -> None:
         assert one.positions <= other.positions
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_replayed_steps_are_the_ordinary_ones(dropout: float) -> None:
-    adapter = AdapterConfig(r=4, lora_alpha=8, lora_dropout=dropout)
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_dropout": 0.1}, *({"method": name} for name in ("dora", "adalora", "delta_lora"))], ids=str
+)
+def test_replayed_steps_are_the_ordinary_ones(settings: dict[str, Any]) -> None:
+    adapter = AdapterConfig(r=4, lora_alpha=8, **settings)
     graphs, eager = trainer(adapter=adapter), trainer(adapter=adapter, graphs=False)
     replayed, ordinary = first(graphs, 24), first(eager, 24)
     assert graphs.gradients.graphs.reason == "" and graphs.gradients.keeps_buffers, graphs.gradients.graphs.in_words()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.adapters import inject
+from core.adapters import adalora, inject
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import AdapterConfig
 from core.errors import ConfigError
@@ -40,6 +40,12 @@ def test_ranks_follow_the_budget_and_differ_between_layers() -> None:
     assert sum(ranks) == 2 * count and len(set(ranks)) > 1
 
 
+@torch.no_grad()
+def cut(rule: Any, budget: int) -> None:
+    for part, kept in zip(rule.parts, rule._chosen(budget), strict=True):
+        part.lora_E.mul_(kept)
+
+
 def test_a_cut_triplet_can_come_back_before_the_ranks_are_final() -> None:
     run = trainer(target_r=2, delta_t=1)
     next(run.steps())
@@ -50,11 +56,11 @@ def test_a_cut_triplet_can_come_back_before_the_ranks_are_final() -> None:
             part.importance_lora_E.fill_(1.0)
             part.uncertainty_lora_E.fill_(1.0)
         first.importance_lora_E[0] = 0.0
-    run.rule._cut(6 * len(run.rule.parts) - 1)
+    cut(run.rule, 6 * len(run.rule.parts) - 1)
     assert not first.lora_E[0] and first.rank == 5 and first.lora_A[0].any() and first.lora_B[:, 0].any()
     with torch.no_grad():
         first.lora_E[0], first.importance_lora_E[0], first.importance_lora_E[1] = 0.1, 2.0, 0.0
-    run.rule._cut(6 * len(run.rule.parts) - 1)
+    cut(run.rule, 6 * len(run.rule.parts) - 1)
     assert first.lora_E[0] and not first.lora_E[1]
 
 
@@ -68,6 +74,22 @@ def test_regulariser_is_the_mean_distance_from_orthonormal() -> None:
     assert trainer(orth_reg_weight=0.0).rule.regularizer() is None
     run.rule.regularizer().backward()
     assert all(part.lora_A.grad.any() for part in run.rule.parts)
+
+
+def test_gradient_of_the_regulariser_is_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bunch by bunch, and 0 where a matrix is orthonormal already."""
+    monkeypatch.setattr(adalora, "TOGETHER", 3)
+    run = trainer()
+    parts = [part.double() for part in run.rule.parts]
+    with torch.no_grad():
+        parts[0].lora_A.copy_(torch.eye(6, parts[0].lora_A.shape[1]))
+    matrices = [matrix for part in parts for matrix in (part.lora_A, part.lora_B)]
+    eye = torch.eye(6, dtype=torch.float64)
+    norms = [torch.linalg.matrix_norm(q @ q.T - eye) for part in parts for q in (part.lora_A, part.lora_B.T)]
+    wanted = torch.autograd.grad(0.5 * torch.stack(norms).mean(), matrices)
+    found = torch.autograd.grad(run.rule.regularizer(), matrices)
+    assert not found[0].any()
+    torch.testing.assert_close(found, wanted, atol=1e-15, rtol=1e-12)
 
 
 def test_importance_against_the_formula() -> None:
@@ -85,7 +107,7 @@ def test_importance_against_the_formula() -> None:
         mean = 0.85 * mean + 0.15 * now
         spread = 0.85 * spread + 0.15 * (now - mean).abs()
         with torch.no_grad():
-            adapter.observe(0.85, 0.85)
+            adalora.observe([adapter], 0.85, 0.85)
     torch.testing.assert_close(adapter.importance_lora_A, mean, atol=0, rtol=1e-12)
     torch.testing.assert_close(adapter.uncertainty_lora_A, spread, atol=0, rtol=1e-12)
     rest = adapter.importance_lora_E * adapter.uncertainty_lora_E

@@ -79,6 +79,26 @@ def test_every_setting_equals_autograd(family: str, settings: dict[str, Any]) ->
     check(exact(adapted(model, **settings)))
 
 
+@pytest.mark.parametrize("method", ["lora", "adalora", "delta_lora", "sparse_lora"])
+def test_nothing_of_a_pass_outlives_it(method: str) -> None:
+    """Else a pass that is recorded as a graph would add to gradients on the stream of an earlier one, and fail."""
+    model = adapted(tiny("Llama"), method=method)
+    path = FastPath(model)
+    nodes = [_accumulates(each) for each in model.parameters() if each.requires_grad]
+    for node in nodes:
+        node.metadata["seen"] = True
+    step(model, path)
+    del node, nodes
+    fresh = [_accumulates(each) for each in model.parameters() if each.requires_grad]
+    assert not any("seen" in node.metadata for node in fresh)
+
+
+def _accumulates(parameter: torch.Tensor) -> Any:
+    """The node that adds to a parameter's gradient: torch makes it again once no graph has it any more."""
+    function: Any = parameter.view_as(parameter).grad_fn
+    return function.next_functions[0][0]
+
+
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_a_quantised_base_equals_autograd(kind: str, method: str) -> None:

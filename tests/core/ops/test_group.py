@@ -83,7 +83,7 @@ def test_a_layer_that_ends_a_branch(method: str, post: Norm | None) -> None:
 def test_a_whole_mlp(method: str, post: Norm | None, sizes: list[tuple[int, int]]) -> None:
     mlp = GatedMLP(NORM, layers(method, *sizes), layers(method, (20, WIDTH)), SILU, post)
     x = rows()
-    same([gated_mlp(x, mlp)], [mlp.reference(x)], [x, *mlp.parameters])
+    same([gated_mlp(x, mlp)], [mlp.reference(x)], [x, *mlp.live_parameters()])
 
 
 @pytest.mark.parametrize("method", ["lora", "lora_fa"])
@@ -98,7 +98,7 @@ def test_an_mlp_whose_gate_takes_the_small_products_over(
     assert not joins(inner, outer, SILU, rows())
     monkeypatch.setattr("core.ops.gated_mlp.joins", lambda *_: True)
     x = rows()
-    same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.parameters])
+    same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.live_parameters()])
 
 
 @pytest.mark.parametrize("keeps_inner", [True, False])
@@ -109,7 +109,7 @@ def test_an_mlp_whose_gate_takes_the_gains_over(monkeypatch: pytest.MonkeyPatch,
     assert not scales(inner, SILU, rows())
     monkeypatch.setattr("core.ops.gated_mlp.scales", lambda *_: True)
     x = rows()
-    same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.parameters])
+    same([gated_mlp(x, mlp, keeps_inner)], [mlp.reference(x)], [x, *mlp.live_parameters()])
 
 
 def test_products_of_stacked_weights_are_one_product() -> None:
