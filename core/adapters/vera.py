@@ -4,13 +4,14 @@ A layer takes the first columns of A and the first rows of B. They are drawn as 
 gain sqrt 2, A before B, on the CPU), so that a file without them means the same here and there.
 
 In 16 bits the vectors stay float32, and so do the sums of their gradients; b scales the rows of B before these are
-rounded, so that nothing of the size of the output is made, or kept for the backward pass.
+rounded, so that nothing of the size of the output is made, and of a pass only A x is kept, (..., r).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_tr
 from core.adapters.state import SHARED_PREFIX
 from core.config import AdapterConfig
 from core.methods import options_of
-from core.ops.factor_product import add_product
 from core.ops.precision import norm_dtype
+from core.ops.wide_product import wide_product
 
 
 class Projections:
@@ -94,12 +95,13 @@ class VeRA(Adapter):
     def forward(self, x: Tensor, out: Tensor, base: nn.Module) -> Tensor:
         """out + b * (B (d * (A drop(x)))), for x (..., in) and out (..., out)."""
         a, b = self._pair(out.device, out.dtype)
-        small = F.linear(F.dropout(x.to(out.dtype), self.dropout, self.training), a) * self.lambda_d  # (..., r)
-        small = small.to(out.dtype)
-        if small.numel() < small.shape[-1] ** 2:  # fewer rows than the rank: scaling them costs less than scaling B
-            return (out + F.linear(small, b) * self.lambda_b).to(out.dtype)
-        _, exact = self._pair(out.device, norm_dtype(out))
-        return add_product(out, small, self.lambda_b[:, None] * exact, 1.0)
+        dropped = F.dropout(x.to(out.dtype), self.dropout, self.training)
+        if torch.is_grad_enabled() or dropped.numel() > a.numel():
+            _, exact = self._pair(out.device, norm_dtype(out))
+            changed: Tensor = _Change.apply(dropped, out, self.lambda_d, self.lambda_b, a, exact)  # type: ignore[no-untyped-call]
+            return changed
+        small = F.linear(dropped, a) * self.lambda_d  # of few rows, which cost less to scale than B
+        return (out + F.linear(small.to(out.dtype), b) * self.lambda_b).to(out.dtype)
 
     def delta_weight(self, rows: slice = ALL_ROWS, dtype: torch.dtype = torch.float64) -> Tensor:
         """diag(b) B diag(d) A, or its transpose where the weight is (in, out)."""
@@ -117,3 +119,33 @@ class VeRA(Adapter):
     def _pair(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         a, b = self.projections.on(device, dtype)
         return a[:, : self.d_in], b[: self.d_out]
+
+
+class _Change(torch.autograd.Function):
+    """out + (A x * d) (diag(b) B)^T for x (..., in), out (..., out), d (r), b (out), A (r, in) and B (out, r).
+
+    With G = dy^T (A x), (out, r), the gradient of d is b^T (B * G), and that of b is (B * G) d: one product gives both,
+    and neither sees the rounding of diag(b) B, which is the same for all tokens and would add up over them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, out: Tensor, d: Tensor, b: Tensor, a: Tensor, exact: Tensor) -> Tensor:
+        small = F.linear(x, a)
+        ctx.save_for_backward(small, d, b, a, exact)
+        scaled = (b[:, None] * exact).to(out.dtype)
+        return torch.addmm(_rows(out), _rows((small * d).to(out.dtype)), scaled.T).view(out.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (small, d, b, a, exact) = gradients, ctx.saved_tensors
+        dy = _rows(gradient)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_small = (dy @ (b[:, None] * exact).to(dy.dtype)) * d
+            d_x = (d_small.to(dy.dtype) @ a).view(*gradient.shape[:-1], -1)
+        both = exact * wide_product(dy.T, _rows(small), exact.dtype)
+        return d_x, gradient, (b @ both).to(d.dtype), (both @ d).to(b.dtype), None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
