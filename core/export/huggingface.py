@@ -89,7 +89,7 @@ def write_safetensors(path: Path, entries: Iterable[TensorEntry], tensors: Itera
 
 
 def _reserve(descriptor: int, size_bytes: int) -> None:
-    """Have the disk find the room before a byte is written, where it can: a full one says so now, and writes are faster."""
+    """Have the disk set room aside, where it can: a full one says so before a byte is there, and writes are faster."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
