@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from core.data.packing import Layout, PackedBatch, pack
 from core.data.tokenized import TokenizedExample
 from core.mode import all_modules, mode
+from core.short_attention import Part, is_short, short_attention, wide
 
 NAME = "lora_studio_packed"
 SHORT_ROWS = (5, 3, 4)  # tokens of the examples that a model is tried with
@@ -180,9 +181,12 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings:
 
 def _by_example(query: Tensor, key: Tensor, value: Tensor, layout: Layout, settings: _Settings) -> Tensor:
     """Neighbours of one length share a call of torch's attention; split and cat cost one copy each way."""
+    runs = [(length, len(list(same))) for length, same in groupby(layout.lengths)]
+    is_plain = not settings.dropout and not settings.softcap
+    if is_plain and is_short(query, key, value, layout.prefix + layout.longest):
+        return short_attention(query, key, value, _parts(query, key, runs, layout.prefix, settings), settings.scaling)
     if query.device.type == "cpu" and query.dtype in VARLEN_DTYPES:  # backward it takes thrice as long in these
         return _by_example(query.float(), key.float(), value.float(), layout, settings).to(query.dtype)
-    runs = [(length, len(list(same))) for length, same in groupby(layout.lengths)]
     if len(runs) == 1 and not layout.prefix:
         return _together(runs[0][1], query, key, value, settings)
     sizes = [length * count for length, count in runs]
@@ -192,6 +196,17 @@ def _by_example(query: Tensor, key: Tensor, value: Tensor, layout: Layout, setti
     for (_, count), *own in zip(runs, q[1:], k[1:], v[1:], strict=True):
         out.append(_together(count, own[0], own[1], own[2], settings, seen if layout.prefix else ()))
     return torch.cat(out, dim=1)
+
+
+def _parts(query: Tensor, key: Tensor, runs: Sequence[tuple[int, int]], prefix: int, settings: _Settings) -> list[Part]:
+    """The beginning that all rows share, if they do, and the runs behind it."""
+    heads, like = query.shape[1] // key.shape[1], query.new_empty(0, dtype=wide(query.dtype))
+    found = [Part(0, 1, prefix, 0, _mask(prefix, prefix, like, settings, heads))] if prefix else []
+    start = prefix
+    for length, count in runs:
+        found.append(Part(start, count, length, prefix, _mask(length, prefix + length, like, settings, heads)))
+        start += count * length
+    return found
 
 
 def _together(count: int, q: Tensor, k: Tensor, v: Tensor, settings: _Settings, seen: Sequence[Tensor] = ()) -> Tensor:
@@ -212,7 +227,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, settings: _Settings) -> Tensor:
     length, seen = q.shape[2], k.shape[2]
     mask = None
     if seen > length or 0 < settings.window < length or settings.softcap:
-        mask = _mask(q, seen, settings)
+        mask = _mask(length, seen, q, settings)
     if settings.softcap and mask is not None:
         return _capped(q, k, v, mask, settings)
     is_grouped = q.shape[1] != k.shape[1]
@@ -221,17 +236,17 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, settings: _Settings) -> Tensor:
     )
 
 
-def _mask(q: Tensor, seen: int, settings: _Settings) -> Tensor:
-    """What the t queries of q (B, H, t, D) see of `seen` positions, (t, seen): 0 or minus infinity, the kernels' form.
+def _mask(length: int, seen: int, like: Tensor, settings: _Settings, repeats: int = 1) -> Tensor:
+    """What `length` queries see of `seen` positions, (length * repeats, seen): 0 or minus infinity, as kernels take it.
 
-    In booleans where scores are capped, which no kernel does.
+    In booleans where scores are capped, which no kernel does; every query comes `repeats` times.
     """
-    length = q.shape[2]
-    key = (length, seen, settings.window, bool(settings.softcap), q.dtype, q.device)
+    key = (length, seen, settings.window, bool(settings.softcap), like.dtype, like.device, repeats)
     if key not in _current.masks:
-        sees = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril(seen - length)
+        sees = torch.ones(length, seen, dtype=torch.bool, device=like.device).tril(seen - length)
         sees = sees.triu(seen - length - settings.window + 1) if settings.window else sees
-        added = torch.zeros(length, seen, dtype=q.dtype, device=q.device)
+        sees = sees.repeat_interleave(repeats, 0)
+        added = torch.zeros(sees.shape, dtype=like.dtype, device=like.device)
         _current.masks[key] = sees if settings.softcap else added.masked_fill_(~sees, -torch.inf)
     return _current.masks[key]
 
