@@ -78,7 +78,6 @@ def write_safetensors(path: Path, entries: Iterable[TensorEntry], tensors: Itera
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # values start on a multiple of 8
     with path.open("wb") as file:
-        _reserve(file.fileno(), 8 + len(text) + end)
         file.write(struct.pack("<Q", len(text)) + text)
         for entry, tensor in zip(entries, tensors, strict=True):
             if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
@@ -86,17 +85,6 @@ def write_safetensors(path: Path, entries: Iterable[TensorEntry], tensors: Itera
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _reserve(descriptor: int, size_bytes: int) -> None:
-    """Have the disk set room aside, where it can: a full one says so before a byte is there, and writes are faster."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without it
-            raise
 
 
 def write_index(folder: Path, files: Mapping[str, list[TensorEntry]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from importlib import import_module
@@ -159,25 +158,10 @@ def test_nothing_is_left_of_a_merge_that_fails(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(import_module("core.merge"), "copy_companions", Mock(side_effect=full))
     with pytest.raises(DiskFullError, match="became full"):
         merged(tmp_path)
-    monkeypatch.setattr("os.posix_fallocate", Mock(side_effect=full), raising=False)
-    with pytest.raises(DiskFullError, match="became full"):
-        merged(tmp_path, progress=lambda *unused: pytest.fail("nothing is to be written where there is no room for it"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(DiskFullError, match="are needed"):
         merged(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
-
-
-def test_a_file_system_that_cannot_set_room_aside_is_written_to_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared(tmp_path)
-    first = merged(tmp_path)
-    refused = Mock(side_effect=OSError(errno.EOPNOTSUPP, "Operation not supported"))
-    monkeypatch.setattr("os.posix_fallocate", refused, raising=False)
-    second = merge_to_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "again")
-    assert refused.called
-    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
