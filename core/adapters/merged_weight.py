@@ -18,6 +18,7 @@ from core.adapters.base import Adapter
 BLOCK_ELEMENTS = 1 << 22  # weights merged at once: 32 MiB in float64
 CACHED_ELEMENTS = 1 << 20  # of the float32 way, whose several passes over a block should stay in the cache
 FEW = 16  # where more than one value in so many is unsure, all of a block are worked out in float64
+WORD = 4  # 16-bit values that are compared at once
 UNIT = 2.0**-24  # a float32 is off by at most this much of itself
 Factors = tuple[Tensor, Tensor]
 
@@ -131,7 +132,12 @@ def _differing(low: Tensor, high: Tensor) -> Tensor:
     one, other = low.view(torch.int16).flatten(), high.view(torch.int16).flatten()
     if low.device.type != "cpu":
         return torch.ne(one, other).nonzero().squeeze(1)
-    return torch.from_numpy(np.flatnonzero(one.numpy() != other.numpy()))  # twenty times as fast as torch's
+    ours, theirs = one.numpy(), other.numpy()  # NumPy finds them twenty times as fast as torch
+    if len(ours) % WORD:
+        return torch.from_numpy(np.flatnonzero(ours != theirs))
+    words = np.flatnonzero(ours.view(np.int64) != theirs.view(np.int64))  # several at a time: few differ
+    near = (words[:, None] * WORD + np.arange(WORD)).ravel()
+    return torch.from_numpy(near[ours[near] != theirs[near]])
 
 
 def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from core.adapters import inject
-from core.adapters.merged_weight import merged_weight, round_once
+from core.adapters.merged_weight import _differing, merged_weight, round_once
 from core.config import AdapterConfig
 from tests.core.adapters.tiny import shake
 
@@ -18,6 +18,17 @@ def adapted(base: nn.Module, r: int, size: float) -> nn.Sequential:
     inject(model, AdapterConfig(r=r, target_modules=("0",)), seed=1)
     shake(model, size=size)
     return model
+
+
+@pytest.mark.parametrize("columns", [5, 8])
+@pytest.mark.parametrize("rows", [slice(0, 12), slice(1, 8), slice(3, 4)])
+def test_where_two_tensors_differ(columns: int, rows: slice) -> None:
+    """Several values are compared at once, also of blocks that begin in the middle of such a word."""
+    one = torch.randn(12, columns, generator=torch.Generator().manual_seed(5)).bfloat16()
+    other = one.clone()
+    other.view(-1)[[0, 1, 7, 14, 17, 26, 33, 59]] += 1
+    wanted = (one[rows] != other[rows]).flatten().nonzero().squeeze(1)
+    assert torch.equal(_differing(one[rows], other[rows]), wanted) and len(wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
