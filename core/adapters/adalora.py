@@ -61,6 +61,10 @@ class BudgetRule(TrainingRule):
             torch._foreach_mul_([part.lora_E for part in self.parts], kept)
         return False
 
+    def load_scalars(self, values: Mapping[str, Any]) -> None:
+        """Which triplets are left follows from the importance, which is read as well."""
+        self.final = None
+
     def budget(self, step: int) -> int:
         """Triplets of all layers that are left after a step."""
         count = len(self.parts)

@@ -141,6 +141,24 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path: Path) -> None:
     assert [part.rank for part in whole.rule.parts] == [part.rank for part in second.rule.parts]
 
 
+def test_a_trainer_that_reads_another_checkpoint_forgets_its_final_ranks(tmp_path: Path) -> None:
+    """Of a run on other rows, at a step at which both have their final ranks."""
+    first, second = (trainer(target_r=2, delta_t=1) for _ in range(2))
+    with torch.no_grad():
+        for part in first.rule.parts:
+            part.lora_B.mul_(torch.arange(1.0, 7.0))
+    for run in (first, second):
+        for metrics in run.steps():
+            if metrics.step == 17:
+                break
+    kept = [part.lora_E.ne(0).tolist() for part in first.rule.parts]
+    assert kept != [part.lora_E.ne(0).tolist() for part in second.rule.parts]
+    save_checkpoint(first, tmp_path)
+    load_checkpoint(second, tmp_path / "step-000017")
+    next(second.steps())
+    assert [part.lora_E.ne(0).tolist() for part in second.rule.parts] == kept
+
+
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match="above the rank"):
         AdapterConfig(method="adalora", r=4, method_options={"target_r": 8})
