@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from core.data.packing import Layout, PackedBatch, pack
 from core.data.tokenized import TokenizedExample
 from core.mode import all_modules, mode
-from core.short_attention import Part, is_short, short_attention, wide
+from core.ops.precision import norm_dtype
+from core.short_attention import Part, is_short, short_attention
 
 NAME = "lora_studio_packed"
 SHORT_ROWS = (5, 3, 4)  # tokens of the examples that a model is tried with
@@ -200,7 +201,7 @@ def _by_example(query: Tensor, key: Tensor, value: Tensor, layout: Layout, setti
 
 def _parts(query: Tensor, key: Tensor, runs: Sequence[tuple[int, int]], prefix: int, settings: _Settings) -> list[Part]:
     """The beginning that all rows share, if they do, and the runs behind it."""
-    heads, like = query.shape[1] // key.shape[1], query.new_empty(0, dtype=wide(query.dtype))
+    heads, like = query.shape[1] // key.shape[1], query.new_empty(0, dtype=norm_dtype(query))
     found = [Part(0, 1, prefix, 0, _mask(prefix, prefix, like, settings, heads))] if prefix else []
     start = prefix
     for length, count in runs:

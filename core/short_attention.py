@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.ops.precision import norm_dtype
+
 MOST_SEEN = 256  # positions that a query may see: above, torch's kernel is faster
 
 
@@ -74,7 +76,7 @@ class _ShortAttention(torch.autograd.Function):
         d_out = gradients[0].squeeze(0)
         rows, groups = ctx.sizes
         d_q = torch.empty_like(d_out)
-        d_k, d_v = (d_out.new_empty(rows, groups, d_out.shape[2], dtype=wide(d_out.dtype)) for _ in range(2))
+        d_k, d_v = (d_out.new_empty(rows, groups, d_out.shape[2], dtype=norm_dtype(d_out)) for _ in range(2))
         for index, part in enumerate(ctx.parts):
             queries, keys, values, weights = ctx.saved_tensors[4 * index : 4 * index + 4]
             d_made = _matrix(part.of(d_out, groups))
@@ -86,14 +88,9 @@ class _ShortAttention(torch.autograd.Function):
         return *found, None, None
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The format of the matrices: 16 bits are widened, exactly."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
 def _matrix(own: Tensor) -> Tensor:
-    """(count, K, length, G, D) as matrices (count * K, length * G, D)."""
-    return torch.empty(own.shape, dtype=wide(own.dtype)).copy_(own).flatten(2, 3).flatten(0, 1)
+    """(count, K, length, G, D) as matrices (count * K, length * G, D), 16 bits widened."""
+    return torch.empty(own.shape, dtype=norm_dtype(own)).copy_(own).flatten(2, 3).flatten(0, 1)
 
 
 def _put(places: Tensor, matrices: Tensor) -> None:
@@ -101,8 +98,8 @@ def _put(places: Tensor, matrices: Tensor) -> None:
 
 
 def _seen(x: Tensor, part: Part) -> Tensor:
-    """What a part sees of x (T, K, D), as matrices (count * K, seen, D)."""
-    made = torch.empty(part.count, x.shape[1], part.seen, x.shape[2], dtype=wide(x.dtype))
+    """What a part sees of x (T, K, D), as matrices (count * K, seen, D), 16 bits widened."""
+    made = torch.empty(part.count, x.shape[1], part.seen, x.shape[2], dtype=norm_dtype(x))
     made[:, :, : part.before] = x[: part.before].transpose(0, 1)
     made[:, :, part.before :] = part.of(x, x.shape[1]).squeeze(3)
     return made.flatten(0, 1)

@@ -21,6 +21,7 @@ from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_tr
 from core.adapters.state import SHARED_PREFIX
 from core.config import AdapterConfig
 from core.methods import options_of
+from core.ops.factor_product import rows_of
 from core.ops.precision import norm_dtype
 from core.ops.wide_product import wide_product
 
@@ -133,19 +134,15 @@ class _Change(torch.autograd.Function):
         small = F.linear(x, a)
         ctx.save_for_backward(small, d, b, a, exact)
         scaled = (b[:, None] * exact).to(out.dtype)
-        return torch.addmm(_rows(out), _rows((small * d).to(out.dtype)), scaled.T).view(out.shape)
+        return torch.addmm(rows_of(out), rows_of((small * d).to(out.dtype)), scaled.T).view(out.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (small, d, b, a, exact) = gradients, ctx.saved_tensors
-        dy = _rows(gradient)
+        dy = rows_of(gradient)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_small = (dy @ (b[:, None] * exact).to(dy.dtype)) * d
             d_x = (d_small.to(dy.dtype) @ a).view(*gradient.shape[:-1], -1)
-        both = exact * wide_product(dy.T, _rows(small), exact.dtype)
+        both = exact * wide_product(dy.T, rows_of(small), exact.dtype)
         return d_x, gradient, (b @ both).to(d.dtype), (both @ d).to(b.dtype), None, None
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])

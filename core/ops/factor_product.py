@@ -34,10 +34,11 @@ def add_product(out: Tensor, small: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def _added(out: Tensor, small: Tensor, b: Tensor, scale: float) -> Tensor:
-    return torch.addmm(_flat(out), _flat(small), b.T, alpha=scale).view(out.shape)
+    return torch.addmm(rows_of(out), rows_of(small), b.T, alpha=scale).view(out.shape)
 
 
-def _flat(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
+    """x (..., D) as one matrix (N, D)."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -58,5 +59,5 @@ class _FactorProduct(torch.autograd.Function):
             d_x = gradient @ used
             d_x = d_x if ctx.scale == 1.0 else d_x.mul_(ctx.scale)
         if wants_factor:
-            d_factor = wide_product(_flat(gradient).T, _flat(x), ctx.dtype, ctx.scale)
+            d_factor = wide_product(rows_of(gradient).T, rows_of(x), ctx.dtype, ctx.scale)
         return d_x, d_factor, gradient if wants_start else None, None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.packed_attention import _mask, _parts, _Settings
-from core.short_attention import MOST_SEEN, Part, is_short, short_attention, wide
+from core.short_attention import MOST_SEEN, Part, is_short, short_attention
 
 RUNS = [(5, 3), (7, 1), (4, 2)]  # length, how many
 WIDTH = 8
@@ -79,5 +79,4 @@ def test_what_is_short() -> None:
     q, k = torch.zeros(1, 4, 9, 8, dtype=torch.bfloat16), torch.zeros(1, 2, 9, 8, dtype=torch.bfloat16)
     assert is_short(q, k, k, MOST_SEEN) and not is_short(q, k, k, MOST_SEEN + 1)
     assert not is_short(q.float(), k.float(), k.float(), 9) and not is_short(q, k, k[..., :4], 9)
-    assert wide(torch.float16) == torch.float32 and wide(torch.float64) == torch.float64
     assert Part(0, 1, 5, 3, torch.zeros(10, 8)).seen == 8
