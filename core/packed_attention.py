@@ -26,7 +26,7 @@ from core.ops.precision import norm_dtype
 from core.short_attention import Part, is_short, short_attention
 
 NAME = "lora_studio_packed"
-SHORT_ROWS = (5, 3, 4)  # tokens of the examples that a model is tried with
+SHORT_ROWS = (5, 3, 3)  # tokens of the examples that a model is tried with; neighbours of one length go together
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")  # where configs say them
 TOLERANCES = {  # of a packed row against its single rows, by the format that every layer rounds to
     torch.float64: 1e-4,
@@ -265,7 +265,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: _Settings) 
 def why_not_packed(model: nn.Module, hidden: Callable[[PackedBatch | Tensor], Tensor], longest: int) -> str:
     """Why rows of up to `longest` tokens cannot be packed for this model; empty when they give the same numbers.
 
-    `hidden` runs the model: a packed batch, or ids (1, T) of one example, to (1, T, D).
+    `hidden` runs the model: a packed batch, or ids (B, T) of examples of one length, to (B, T, D).
     """
     examples = _trial(model, longest)
     batch = pack(examples, pad_id=0).to(next(model.parameters()).device)
@@ -280,8 +280,9 @@ def why_not_packed(model: nn.Module, hidden: Callable[[PackedBatch | Tensor], Te
             return f"it does not take a packed row ({type(error).__name__})"
         if not _current.calls:
             return "its attention cannot be replaced"
-        ids = [torch.tensor([example.input_ids], device=together.device) for example in examples]
-        alone = [hidden(each)[0] for each in ids]
+        alike = [list(same) for _, same in groupby(examples, key=lambda example: len(example.input_ids))]
+        ids = [torch.tensor([each.input_ids for each in some], device=together.device) for some in alike]
+        alone = [row for each in ids for row in hidden(each)]
     rows = torch.split(together, [len(each) for each in alone])
     worst = max(_difference(one, other) for one, other in zip(rows, alone, strict=True))
     return "" if worst <= TOLERANCES[together.dtype] else "a packed row does not give the numbers of its single rows"
