@@ -207,6 +207,8 @@ def _parts(query: Tensor, key: Tensor, runs: Sequence[tuple[int, int]], prefix: 
     for length, count in runs:
         found.append(Part(start, count, length, prefix, _mask(length, prefix + length, like, settings, heads)))
         start += count * length
+    if start != query.shape[2]:
+        raise NotPackable("its attention reads another sequence than the row")
     return found
 
 

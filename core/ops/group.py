@@ -59,8 +59,8 @@ class Group:
     def __init__(self, *projections: Projection) -> None:
         self.projections = projections
         self.makes_factors = any(each.adapter is not None and each.adapter.makes_factors for each in projections)
-        self.parameters = tuple(tensor for each in projections for tensor in each.parameters)
-        self.live_parameters()
+        self.parameters: tuple[Tensor, ...] = ()
+        self._read()
         self.adapted = [each for each in projections if each.adapter is not None]
         ends = list(accumulate(len(each.parameters) for each in self.adapted))
         self.places = [0, *ends[:-1]] if ends else []  # where each adapted layer's A stands among the parameters
@@ -78,10 +78,11 @@ class Group:
         What stays here of these is values only: the graph of how they were made would outlive the pass, and a pass that
         is recorded later could not add to the same gradients.
         """
-        if not self.makes_factors:
-            return self.parameters
+        return self._read() if self.makes_factors else self.parameters
+
+    def _read(self) -> tuple[Tensor, ...]:
         live = tuple(tensor for each in self.projections for tensor in each.parameters)
-        self.parameters = tuple(each.detach() for each in live)
+        self.parameters = tuple(each.detach() for each in live) if self.makes_factors else live
         return live
 
     @property

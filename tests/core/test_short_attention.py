@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.packed_attention import _mask, _parts, _Settings
+from core.packed_attention import NotPackable, _mask, _parts, _Settings
 from core.short_attention import MOST_SEEN, Part, is_short, short_attention
 
 RUNS = [(5, 3), (7, 1), (4, 2)]  # length, how many
@@ -73,6 +73,14 @@ def test_16_bit_numbers_are_rounded_once() -> None:
         several = [made.detach(), *torch.autograd.grad(made, own, out)]
         errors.append([float((one - other).norm() / other.norm()) for one, other in zip(several, truths, strict=True)])
     assert all(found <= 1.001 * wanted for found, wanted in zip(*errors, strict=True)), errors
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    """Positions of no example would be left as the memory was."""
+    q, k, _ = tensors(torch.bfloat16, 6, 2, 3, False)
+    assert len(_parts(q, k, RUNS, 3, _Settings(0.3, 0, 0.0, 0.0))) == 1 + len(RUNS)
+    with pytest.raises(NotPackable, match="another sequence"):
+        _parts(q, k, RUNS[:-1], 3, _Settings(0.3, 0, 0.0, 0.0))
 
 
 def test_what_is_short() -> None:
