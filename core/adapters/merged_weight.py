@@ -102,8 +102,8 @@ def _summed_from(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype
             low.copy_(round_once(torch.addmm(own.double(), left[rows], right), dtype))
             continue
         row, column = unsure // weight.shape[1], unsure % weight.shape[1]
-        exact = (left[rows][row] * columns[column]).sum(1) + own[row, column].double()
-        low[row, column] = round_once(exact, dtype)
+        change = (left[rows].index_select(0, row) * columns.index_select(0, column)).sum(1)
+        low.view(-1)[unsure] = round_once(change + own.take(unsure).double(), dtype)
     return merged
 
 
@@ -135,9 +135,10 @@ def _differing(low: Tensor, high: Tensor) -> Tensor:
     ours, theirs = one.numpy(), other.numpy()  # NumPy finds them twenty times as fast as torch
     if len(ours) % WORD:
         return torch.from_numpy(np.flatnonzero(ours != theirs))
-    words = np.flatnonzero(ours.view(np.int64) != theirs.view(np.int64))  # several at a time: few differ
-    near = (words[:, None] * WORD + np.arange(WORD)).ravel()
-    return torch.from_numpy(near[ours[near] != theirs[near]])
+    wide, other_wide = ours.view(np.int64), theirs.view(np.int64)
+    words = np.flatnonzero(wide != other_wide)  # several at a time: few differ
+    within = np.flatnonzero((wide.take(words) ^ other_wide.take(words)).view(np.int16))
+    return torch.from_numpy(words[within // WORD] * WORD + within % WORD)
 
 
 def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:

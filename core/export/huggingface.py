@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.direct_file import DirectFile
 from core.errors import AdapterError, DiskFullError
 
 COMPANIONS = (  # copied beside the weights, where the base has them
@@ -77,14 +78,12 @@ def write_safetensors(path: Path, entries: Iterable[TensorEntry], tensors: Itera
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # values start on a multiple of 8
-    with path.open("wb") as file:
+    with DirectFile(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for entry, tensor in zip(entries, tensors, strict=True):
             if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
                 raise ValueError(f"{entry.name} is {tensor.dtype} {tuple(tensor.shape)}, not as announced")
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_index(folder: Path, files: Mapping[str, list[TensorEntry]]) -> None:
