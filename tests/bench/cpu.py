@@ -4,7 +4,8 @@
 
 Both sides train the same tokens, masked the same way, 8 rows a step, rank 16 on all linear layers. The sides take turns
 step by step; a step's time is all between two optimizer steps, its batch included. Gradients of one batch are compared
-first. Useful tokens are those that are not padding. Last, the products with the frozen weights are timed by themselves:
+first: in float32 with peft's, in 16 bits with peft's in float32, from which ours may be no further than peft's in 16
+bits. Useful tokens are those that are not padding. Last, the products with the frozen weights are timed by themselves:
 what no implementation can do without, and so how fast one could be.
 """
 
@@ -20,10 +21,8 @@ from tests.bench.record import FOLDER, Goal, Result, ratio
 from tests.bench.sides import Answer, Side, take_turns
 
 SIDES = ("ours", "peft")
-TOLERANCE = {
-    "float32": 2e-4,
-    "bfloat16": 0.1,
-}  # against peft's gradients, whose loss is 9e-5 off
+TOLERANCE = 2e-4  # against peft's gradients in float32, whose loss is 9e-5 off
+SLACK = 1.1  # between two ways to round to 16 bits
 
 
 def main(argv: list[str] | None = None) -> Result:
@@ -51,9 +50,12 @@ def _measure(model: Path, dtype: str, steps: int, notes: list[str]) -> list[dict
         for side in sides:
             side.wait()
         checked = [side.ask(do="gradients") for side in sides]
-        difference = _difference(checked)
-        if difference is not None and not difference < TOLERANCE[dtype]:
-            sides[0].fail(f"its gradients are {difference:.1%} from peft's")
+        is_exact = dtype == "float32"
+        exact = checked[1] if is_exact else _exact_gradients(settings)
+        differences = [_difference(each, exact) for each in checked]
+        allowed = TOLERANCE if is_exact else SLACK * (differences[1] or 0.0)
+        if differences[0] is not None and not differences[0] <= allowed:
+            sides[0].fail(f"its gradients are {differences[0]:.2%} off, where {allowed:.2%} were allowed")
         for side in sides:
             side.ask(do="step")  # the first one makes the optimizer's state
         found = take_turns(sides, steps, lambda side: side.ask(do="step"))
@@ -63,7 +65,8 @@ def _measure(model: Path, dtype: str, steps: int, notes: list[str]) -> list[dict
             side.end()
     notes += [f"{dtype}: {answer['path']}" for answer in last if answer.get("path")]
     rows = [
-        _row(dtype, side, found.get(side.label, []), end, difference) for side, end in zip(sides, last, strict=True)
+        _row(dtype, side, found.get(side.label, []), end, difference)
+        for side, end, difference in zip(sides, last, differences, strict=True)
     ]
     ours, theirs = (_share(products, found.get(side.label, []), steps) for side in sides)
     if ours and theirs:
@@ -79,11 +82,19 @@ def _share(products: float | None, answers: list[Answer], steps: int) -> float:
     return products * steps / sum(answer["seconds"] for answer in answers) if products and answers else 0.0
 
 
-def _difference(checked: list[Answer | None]) -> float | None:
+def _exact_gradients(settings: dict[str, Any]) -> Answer | None:
+    """What 16 bits are measured by: peft's gradients in float32."""
+    side = Side("tests.bench.training.cpu_side", "exact", side="peft", **(settings | {"dtype": "float32"}))
+    side.wait()
+    found = side.ask(do="gradients")
+    side.end()
+    return found
+
+
+def _difference(one: Answer | None, exact: Answer | None) -> float | None:
     from tests.bench.training.adapter import largest_difference
 
-    ours, peft = checked
-    return largest_difference(ours["file"], peft["file"]) if ours and peft else None
+    return largest_difference(one["file"], exact["file"]) if one and exact else None
 
 
 def _row(dtype: str, side: Side, answers: list[Answer], last: Answer, difference: float | None) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def _row(dtype: str, side: Side, answers: list[Answer], last: Answer, difference
         row["tokens_per_s"] = tokens / sum(answer["seconds"] for answer in answers)
         row["tokens_per_cpu_s"] = tokens / sum(answer["cpu_seconds"] for answer in answers)
         row |= {"tokens": tokens, "peak_gib": last.get("peak_gib")}
-    return row | {"gradient_difference": difference if side.label == "ours" else None, "problem": side.error}
+    return row | {"gradient_difference": difference, "problem": side.error}
 
 
 def _goals(dtype: str, ours: dict[str, Any], peft: dict[str, Any]) -> list[Goal]:

@@ -28,7 +28,7 @@ class _Worker:
 
     def __init__(self, side: str, model: str, dtype: str, scratch: str, steps: int) -> None:
         self.rows = ticket_rows(Path(model))
-        self.file = Path(scratch) / f"{side}.safetensors"
+        self.file = Path(scratch) / f"{side}-{dtype}.safetensors"
         self.kind: Any = _Ours if side == "ours" else _Peft
         self.side = self.kind(model, dtype, self.rows, steps)
         self.running: Iterator[int] | None = None
