@@ -1,7 +1,7 @@
 """Forward and backward pass of a packed batch as one CUDA graph: a small model waits for its launches, not its GPU.
 
 A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded
-when it occurs again. Where the GPU turns out to be busy longer than its launches take, all that a graph saves is the
+once it has come a few times: recording takes longer than some passes do. Where the GPU turns out to be busy longer than its launches take, all that a graph saves is the
 start of a step: then nothing is filled up, and only what comes again and again with nothing between is recorded, as a
 graph keeps its memory from whatever else runs. The first replay is
 compared with the ordinary pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,8 +35,9 @@ MOST_SHAPES = 64
 SLACK_BYTES = 2**26
 LENGTHS = 32  # up to that of a usual batch, that it can be filled up to
 LEAST_MULTIPLE = 64
+USES = 3  # times that a shape has come before it is recorded: what that costs, about as many replays save
 OFTEN = 16  # times in a row that a shape has come before it is recorded although the GPU is busy with it
-WARM_UPS = 2
+WARM_UPS = 2  # passes before the first recording, of which the first may compile kernels; before a later one it is one
 BUSY = "the GPU is busy longer than the launches take"
 SELDOM = "a shape that comes again and again becomes a CUDA graph"
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
@@ -71,7 +73,7 @@ class StepGraphs:
     def drop(self) -> None:
         """Forget what was recorded, when memory is short or other parameters train."""
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
-        self._seen: set[tuple[int, ...]] = set()
+        self._seen: Counter[tuple[int, ...]] = Counter()
         self._latest: tuple[int, ...] = ()
         self._in_a_row = 0  # times that the latest shape has come, with no other between
         self._pool: Any = None
@@ -127,9 +129,9 @@ class StepGraphs:
         if shape in self._recorded:
             return True
         self._in_a_row = self._in_a_row + 1 if shape == self._latest else 1
-        comes_again, self._latest = shape in self._seen, shape  # recording costs some passes: only for what does
-        self._seen.add(shape)
-        is_due = self._in_a_row > OFTEN if batch.n_positions >= self._busy else comes_again
+        self._latest = shape
+        self._seen[shape] += 1
+        is_due = self._in_a_row > OFTEN if batch.n_positions >= self._busy else self._seen[shape] > USES
         return is_due and len(self._recorded) < MOST_SHAPES
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:
@@ -217,7 +219,7 @@ class StepGraphs:
         stream.wait_stream(torch.cuda.current_stream())
         random = torch.cuda.get_rng_state()
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            for _ in range(1 if self._recorded else WARM_UPS):
                 _put(gradients, before)
                 torch.cuda.set_rng_state(random)
                 stream.synchronize()

@@ -72,6 +72,7 @@ class Worker:
         if not self._started:
             self._sides.start(self.rows, self.batch)
             self._started = True
+        began = time.perf_counter()
         for _ in range(warmup):
             self._sides.step()
         self._synchronize()
@@ -80,7 +81,7 @@ class Worker:
         self._synchronize()
         seconds = [(time.perf_counter() - start) / count] * count
         return {"seconds": seconds, "tokens": tokens, "peak_gib": self._peak(), "reserved_gib": self._reserved(),
-                "path": self._sides.path}  # fmt: skip
+                "path": self._sides.path, "warmup_seconds": (start - began) / max(1, warmup)}  # fmt: skip
 
     def _fits(self, length: int) -> Answer:
         """Whether two steps on one row of that length fit into the memory."""
