@@ -104,7 +104,7 @@ class Gradients:
             for self._batch in divided.batches:
                 losses.append(self.add(self._batch, divided.trained))
         self._searched = not is_replayed and searches(self.model) > before
-        positions = sum(batch.input_ids.numel() for batch in divided.batches)
+        positions = sum(self.graphs.computed(batch) for batch in divided.batches)
         return Summed(divided.parts, losses, divided.trained, divided.tokens, positions, tuple(notes))
 
     def begin(self, rows: Sequence[int], step: int) -> None:

@@ -1,11 +1,11 @@
 """Forward and backward pass of a packed batch as one CUDA graph: a small model waits for its launches, not its GPU.
 
-A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes, each recorded
-once it has come a few times: recording takes longer than some passes do. Where the GPU turns out to be busy longer than its launches take, all that a graph saves is the
-start of a step: then nothing is filled up, and only what comes again and again with nothing between is recorded, as a
-graph keeps its memory from whatever else runs. The first replay is
-compared with the ordinary pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and
-`reason` says why.
+A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes. One is recorded
+once it has come a few times, as that takes longer than some passes do; a batch that is a little smaller is filled up to
+it, as the GPU would wait longer for its launches. Where the GPU turns out to be busy longer than its launches take, all
+that a graph saves is the start of a step: then nothing is filled up, and only what comes again and again with nothing
+between is recorded, as a graph keeps its memory from whatever else runs. The first replay is compared with the ordinary
+pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and `reason` says why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.data.packing import PackedBatch, Shape
+from core.data.packing import PackedBatch, Shape, fill_up
 from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.packed_attention import why_no_varlen_on
@@ -35,7 +35,8 @@ MOST_SHAPES = 64
 SLACK_BYTES = 2**26
 LENGTHS = 32  # up to that of a usual batch, that it can be filled up to
 LEAST_MULTIPLE = 64
-USES = 3  # times that a shape has come before it is recorded: what that costs, about as many replays save
+USES = 2  # times that a shape has come before it is recorded: what that costs, a few replays save
+MOST_FILLED, MOST_LISTED = 1.2, 1.5  # positions, and trained ones, of a recorded shape that a batch is filled up to
 OFTEN = 16  # times in a row that a shape has come before it is recorded although the GPU is busy with it
 WARM_UPS = 2  # passes before the first recording, of which the first may compile kernels; before a later one it is one
 BUSY = "the GPU is busy longer than the launches take"
@@ -119,15 +120,28 @@ class StepGraphs:
 
     def has(self, batch: Any) -> bool:
         """Whether a batch is only replayed, for which the model need not be made ready."""
-        return isinstance(batch, PackedBatch) and _shape_of(batch) in self._recorded
+        return isinstance(batch, PackedBatch) and self._covering(batch) is not None
+
+    def computed(self, batch: Any) -> int:
+        """Positions that a batch is computed with."""
+        covering = self._covering(batch) if isinstance(batch, PackedBatch) else None
+        return covering[0] if covering else int(batch.input_ids.numel())
+
+    def _covering(self, batch: PackedBatch) -> tuple[int, ...] | None:
+        """A batch's own shape if it is recorded, or the smallest recorded one that it is worth filling up to."""
+        own, multiple = _shape_of(batch), self.batches.shape.multiple
+        if own in self._recorded:
+            return own
+        near = (each for each in self._recorded if each[0] < self._busy and _is_near(own, each, multiple))
+        return min(near, default=None)
 
     def takes(self, batch: Any) -> bool:
         """Whether a batch runs as a graph."""
         if self.reason or not isinstance(batch, PackedBatch):
             return False
-        shape = _shape_of(batch)
-        if shape in self._recorded:
+        if self._covering(batch) is not None:
             return True
+        shape = _shape_of(batch)
         self._in_a_row = self._in_a_row + 1 if shape == self._latest else 1
         self._latest = shape
         self._seen[shape] += 1
@@ -136,9 +150,11 @@ class StepGraphs:
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:
         """Add the gradients of a batch, divided by `trained`, and return the sum of its losses."""
-        key = _shape_of(batch)
-        if key not in self._recorded:
-            return self._first(key, batch, trained)
+        own, key = _shape_of(batch), self._covering(batch)
+        if key is None:
+            return self._first(own, batch, trained)
+        if key != own:
+            batch = fill_up(batch, key[0], key[1], self.batches.pad_id)
         recorded = self._recorded[key]
         _copy_into(recorded.batch, batch)
         recorded.scale.fill_(1.0 / trained)
@@ -280,6 +296,20 @@ def _shape_of(batch: PackedBatch) -> tuple[int, ...]:
     bounds = batch.layout.bounds
     segments = 0 if bounds is None else len(bounds)
     return batch.n_positions, len(batch.positions), segments, batch.layout.longest, *_one_length(batch)
+
+
+def _is_near(own: tuple[int, ...], other: tuple[int, ...], multiple: int) -> bool:
+    """Whether a batch of one shape can be filled up to another, and is not much smaller; both as `_shape_of` has them.
+
+    Neither may be made for examples of one length, both or none list all positions, and kernels must reckon with an
+    example as long as the filling.
+    """
+    positions, listed, *rest = own
+    others, others_listed, *others_rest = other
+    if rest != others_rest or len(rest) > 2 or (listed == positions) != (others_listed == others):
+        return False
+    is_near = positions < others <= MOST_FILLED * positions and others - positions + multiple <= rest[-1]
+    return is_near and (listed == positions or listed <= others_listed <= MOST_LISTED * listed)
 
 
 def _one_length(batch: PackedBatch) -> tuple[int, ...]:

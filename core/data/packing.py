@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from core.data.tokenized import TokenizedExample
 
@@ -111,6 +112,30 @@ def pack(examples: Sequence[TokenizedExample], pad_id: int, shape: Shape | None 
         layout=_layout(lengths, prefix, shape),
         n_trained=len(trained),
         n_tokens=sum(len(ids) for ids, _ in arrays),
+    )
+
+
+def fill_up(batch: PackedBatch, n_positions: int, n_listed: int, pad_id: int) -> PackedBatch:
+    """The same batch on the host in a larger shape: one more example behind, of which nothing is trained.
+
+    `n_listed` is the length of its `positions`. Its `bounds` must have an empty example at the end to spare.
+    """
+    old, filling = batch.n_positions, n_positions - batch.n_positions
+    spare = n_listed - len(batch.positions)
+    is_all = len(batch.positions) == old
+    bounds = batch.layout.bounds
+    assert bounds is not None and int((bounds == old).sum()) > 1 and is_all == (n_listed == n_positions)
+    ends = torch.nonzero(bounds == old).squeeze(1)[1:]  # the first is where the filling begins
+    layout = replace(
+        batch.layout, lengths=(*batch.layout.lengths, filling), bounds=bounds.index_fill(0, ends, n_positions)
+    )
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, filling), value=pad_id),
+        position_ids=torch.cat([batch.position_ids, torch.arange(filling)[None]], 1),
+        positions=torch.arange(n_positions) if is_all else F.pad(batch.positions, (0, spare)),
+        targets=F.pad(batch.targets, (0, spare), value=IGNORED),
+        layout=layout,
     )
 
 

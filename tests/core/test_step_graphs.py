@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
+import torch
+from torch import Tensor
 
 from core import step_graphs
+from core.adapters import inject
+from core.config import AdapterConfig, TrainConfig
+from core.data.batching import Sampler
 from core.data.packing import PackedBatch, Shape
 from core.data.tokenized import TokenizedExample
 from core.micro_batches import MicroBatches
 from core.step_graphs import BUSY, OFTEN, USES, StepGraphs
 from core.tasks.completion import Completion
 from tests.core.toy import toy_llama
+from tests.live import figure
 
 ROWS, LONGEST = 16, 2048
 
@@ -61,6 +68,94 @@ def test_what_the_gpu_is_busy_with_is_recorded_once_it_has_come_often(
     graphs.takes(next(each for each in batches_of(graphs, examples) if each.n_positions not in known))
     assert not any(graphs.takes(large) for _ in range(OFTEN)), "another came between: it would need memory beside"
     assert graphs.takes(large)
+
+
+class Replayed:
+    """What stands for a recorded graph here: replaying it is to run the static batch, with attention by its bounds."""
+
+    def __init__(self, graphs: StepGraphs, static: PackedBatch, trained: int) -> None:
+        self.graphs, self.static = graphs, static
+        self.recorded = step_graphs._Recorded(
+            self, static, torch.tensor(1.0 / trained), torch.zeros((), dtype=torch.float64)
+        )
+
+    def replay(self) -> None:
+        layout = self.static.layout
+        assert layout.bounds is not None
+        lengths = tuple(length for length in layout.bounds.diff().tolist() if length)
+        batch = replace(self.static, layout=replace(layout, lengths=lengths))
+        self.recorded.loss.copy_(self.graphs._pass(batch, self.recorded.scale))
+
+
+@pytest.fixture
+def recording(graphs: StepGraphs, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Has shapes recorded without a GPU; lists them."""
+    made: list[tuple[int, ...]] = []
+
+    def first(self: StepGraphs, key: tuple[int, ...], batch: PackedBatch, trained: int) -> Tensor:
+        made.append(key)
+        self._recorded[key] = Replayed(self, batch._with(Tensor.clone), trained).recorded
+        return self.run(batch, trained)
+
+    monkeypatch.setattr(StepGraphs, "_first", first)
+    return made
+
+
+def test_a_batch_is_filled_up_to_a_recorded_one_that_is_little_larger(
+    graphs: StepGraphs, recording: list[tuple[int, ...]]
+) -> None:
+    """With the loss and the gradients of what it was."""
+    model = graphs.model.double()
+    inject(model, AdapterConfig(r=2, lora_alpha=4))
+    graphs.task.bind(model, TrainConfig())
+    graphs.train([parameter for parameter in model.parameters() if parameter.requires_grad])
+    graphs.batches.shape = Shape(8, 8, 6, 24)
+    draw = random.Random(0)
+    rows = [
+        TokenizedExample(
+            tuple(draw.randrange(3, 60) for _ in range(size)), (False,) * (size - size // 2) + (True,) * (size // 2), 1
+        )
+        for size in (20, 24, 17, 9)
+    ]
+    large, small, tiny = (graphs.batches.batch(rows[:count]) for count in (4, 3, 2))
+    assert not any(graphs.takes(large) for _ in range(USES)) and graphs.takes(large)
+    graphs.run(large, 1)
+    assert recording == [step_graphs._shape_of(large)]
+    assert small.n_positions < large.n_positions and graphs.has(small) and graphs.takes(small)
+    assert graphs.computed(small) == large.n_positions
+    assert not graphs.has(tiny), "that would be mostly filling"
+    model.zero_grad()
+    found = graphs.run(small, 7)
+    gradients = [parameter.grad.clone() for parameter in graphs.parameters if parameter.grad is not None]
+    model.zero_grad()
+    with graphs.task.computing(model, small):
+        wanted = graphs.task.loss_sum(model, small)
+    (wanted / 7).backward()
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-6, atol=0)
+    for one, parameter in zip(gradients, graphs.parameters, strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-7)  # norms and the scale are in float32
+    graphs._is_busy_with(large.n_positions)
+    assert graphs.has(large) and not graphs.has(small), "a busy GPU would compute the filling, too"
+
+
+def test_a_few_graphs_serve_most_steps_of_three_epochs(
+    graphs: StepGraphs, recording: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Replayed, "replay", lambda self: None)
+    draw = random.Random(2)
+    lengths = [min(LONGEST, max(16, int(draw.lognormvariate(5.3, 0.8)))) for _ in range(2000)]
+    rows = [TokenizedExample((7,) * size, (False,) * (size - size // 2) + (True,) * (size // 2), 1) for size in lengths]
+    sampler, replayed, steps = Sampler(lengths, ROWS, seed=0), 0, 3 * len(rows) // ROWS
+    computed = tokens = 0
+    for _ in range(steps):
+        batch = graphs.batches.batch([rows[row] for row in sampler.next_rows()])
+        replayed += graphs.has(batch)
+        if graphs.takes(batch):
+            graphs.run(batch, 1)
+        computed, tokens = computed + graphs.computed(batch), tokens + batch.n_tokens
+    filling = 1 - tokens / computed
+    figure(f"{len(recording)} graphs, {replayed / steps:.0%} of the steps replayed, {filling:.1%} filling")
+    assert len(recording) < 25 and replayed > 0.6 * steps and filling < 0.06
 
 
 def test_where_the_gpu_is_always_busy_nothing_is_filled_up(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.packing import IGNORED, Shape, divide, pack, shared_prefix
+from core.data.packing import IGNORED, Shape, divide, fill_up, pack, shared_prefix
 from core.data.tokenized import TokenizedExample
 
 
@@ -57,6 +57,29 @@ def test_static_shapes_are_filled_with_what_is_not_trained() -> None:
     assert (batch.layout.lengths, batch.layout.longest) == ((4, 3, 5, 4), 9)
     assert (batch.n_trained, batch.n_tokens, batch.n_positions) == (5, 12, 16)
     assert torch.equal(batch.to("cpu").input_ids, batch.input_ids)
+
+
+def test_a_batch_can_be_filled_up_further_by_an_example_of_its_own() -> None:
+    static = Shape(multiple=2, trained_multiple=4, segments_multiple=6, longest=5)
+    for rows in (ROWS, ROWS[:2]):  # 12 positions, and 7 that are filled up to 8
+        batch = pack(rows, 0, static)
+        filled = fill_up(batch, batch.n_positions + 4, 12 if rows == ROWS else 8, pad_id=9)
+        assert filled.input_ids.tolist() == [[*batch.input_ids[0].tolist(), 9, 9, 9, 9]]
+        assert filled.position_ids.tolist() == [[*batch.position_ids[0].tolist(), 0, 1, 2, 3]]
+        assert filled.positions.tolist()[: len(batch.positions)] == batch.positions.tolist()
+        assert filled.targets.tolist() == batch.targets.tolist() + [IGNORED] * 4
+        assert filled.layout.lengths == (*batch.layout.lengths, 4) and filled.layout.longest == batch.layout.longest
+        assert batch.layout.bounds is not None and filled.layout.bounds is not None
+        lengths = filled.layout.bounds.diff().tolist()
+        assert [length for length in lengths if length] == list(filled.layout.lengths)
+        assert len(filled.layout.bounds) == len(batch.layout.bounds)
+        assert (filled.n_trained, filled.n_tokens) == (batch.n_trained, batch.n_tokens)
+
+
+def test_a_batch_of_which_all_is_trained_stays_one() -> None:
+    batch = pack([example(list(range(10)), 9), example([1, 2], 1)], 0, Shape(1, 4, 4, 10))
+    filled = fill_up(batch, 15, 15, pad_id=0)
+    assert filled.positions.tolist() == list(range(15)) and filled.targets[12:].tolist() == [IGNORED] * 3
 
 
 def test_where_nearly_all_is_trained_no_position_is_picked() -> None:
