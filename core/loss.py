@@ -82,16 +82,27 @@ def unchanged(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _gives_own_logits(model: Any, head: Head) -> bool:
+    """Whether the head makes the model's own logits of what the body gives, called as `hidden_states` calls it."""
+    calls: list[tuple[list[Any], Any]] = []  # what the model told its body beside None and False, and what that gave
+
+    def listen(body: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        calls.append(([each for each in (*args, *kwargs.values()) if each is not None and each is not False], out))
+
+    hook = head.body.register_forward_hook(listen, with_kwargs=True)
     was_training = model.training
-    model.eval()  # dropout would make the two runs differ
+    model.eval()  # dropout would make two runs differ
     try:
         vocabulary = model.get_input_embeddings().num_embeddings
         tokens = torch.arange(min(PROBE_TOKENS, vocabulary), device=device_of(model)).unsqueeze(0)
         own = model(input_ids=tokens, use_cache=False).logits[0].float()
-        split = head.logits(hidden_states(head.body, tokens)[0])
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+        told, out = calls[0]
+        is_alike = len(told) == 1 and told[0] is tokens
+        hidden = out.last_hidden_state if is_alike else hidden_states(head.body, tokens)
+        split = head.logits(hidden[0])
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
         return False  # an architecture with another calling convention: its own logits always work
     finally:
+        hook.remove()
         model.train(was_training)
     tolerance = 1e-4 if own.dtype == torch.float32 and next(model.parameters()).dtype != torch.bfloat16 else 2e-2
     return own.shape == split.shape and torch.allclose(own, split.float(), rtol=tolerance, atol=tolerance)

@@ -54,7 +54,7 @@ def test_outputs_and_gradients_are_those_of_torchs_own(
 ) -> None:
     own = tensors(torch.float64, heads, groups, prefix, apart)
     found, wanted = (form(*own, prefix, window, 0.3) for form in (short, reference))
-    torch.testing.assert_close(found, wanted, atol=0, rtol=1e-12)
+    torch.testing.assert_close(found, wanted, atol=1e-14, rtol=1e-12)
     out = torch.randn(found.shape, dtype=torch.float64)
     found, wanted = (torch.autograd.grad(each, own, out) for each in (found, wanted))
     torch.testing.assert_close(found, wanted, atol=1e-14, rtol=1e-11)
