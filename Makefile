@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-# A process per core, each with one thread: threads that share cores with another process would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
+# A process per core, each with one thread: threads that share cores with another process would wait for each other. Files
+# as they come, not those of most tests first: the longest have few, and would run alone at the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 .PHONY: studio demo test test-full lint screenshots clean
 
