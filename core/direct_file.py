@@ -58,7 +58,7 @@ class DirectFile:
     def _hand_over(self) -> None:
         self._wait()
         self._filling, self._leaving = self._leaving, self._filling
-        self._written = self._thread.submit(self._put, memoryview(self._leaving)[: self._filled])
+        self._written = self._thread.submit(self._put, memoryview(self._leaving))
         self._filled = 0
 
     def _wait(self) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from core.data.packing import Layout, PackedBatch, pack
 from core.data.tokenized import TokenizedExample
@@ -268,7 +267,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: _Settings) 
 def why_not_packed(model: nn.Module, hidden: Callable[[PackedBatch | Tensor], Tensor], longest: int) -> str:
     """Why rows of up to `longest` tokens cannot be packed for this model; empty when they give the same numbers.
 
-    `hidden` runs the model: a packed batch, or ids (B, T) that are padded behind, to (B, T, D).
+    `hidden` runs the model: a packed batch, or ids (B, T) of examples of one length, to (B, T, D).
     """
     examples = _trial(model, longest)
     batch = pack(examples, pad_id=0).to(next(model.parameters()).device)
@@ -283,16 +282,12 @@ def why_not_packed(model: nn.Module, hidden: Callable[[PackedBatch | Tensor], Te
             return f"it does not take a packed row ({type(error).__name__})"
         if not _current.calls:
             return "its attention cannot be replaced"
-        lengths = [len(example.input_ids) for example in examples]
-        alone = hidden(_padded(examples).to(together.device))
-    rows = torch.split(together, lengths)
-    worst = max(_difference(row, alone[index, : len(row)]) for index, row in enumerate(rows))
+        alike = [list(same) for _, same in groupby(examples, key=lambda example: len(example.input_ids))]
+        ids = [torch.tensor([each.input_ids for each in some], device=together.device) for some in alike]
+        alone = [row for each in ids for row in hidden(each)]
+    rows = torch.split(together, [len(each) for each in alone])
+    worst = max(_difference(one, other) for one, other in zip(rows, alone, strict=True))
     return "" if worst <= TOLERANCES[together.dtype] else "a packed row does not give the numbers of its single rows"
-
-
-def _padded(examples: Sequence[TokenizedExample]) -> Tensor:
-    """Ids (B, T), filled up behind, where no token before looks."""
-    return pad_sequence([torch.tensor(example.input_ids) for example in examples], batch_first=True)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

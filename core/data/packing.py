@@ -124,11 +124,12 @@ def fill_up(batch: PackedBatch, n_positions: int, n_listed: int, pad_id: int) ->
     spare = n_listed - len(batch.positions)
     is_all = len(batch.positions) == old
     bounds = batch.layout.bounds
-    assert bounds is not None and int((bounds == old).sum()) > 1 and is_all == (n_listed == n_positions)
-    ends = torch.nonzero(bounds == old).squeeze(1)[1:]  # the first is where the filling begins
-    layout = replace(
-        batch.layout, lengths=(*batch.layout.lengths, filling), bounds=bounds.index_fill(0, ends, n_positions)
-    )
+    assert bounds is not None and is_all == (n_listed == n_positions)
+    begins = int(torch.searchsorted(bounds, old))  # the filling, in the place of the first empty example
+    assert begins + 1 < len(bounds)
+    bounds = bounds.clone()
+    bounds[begins + 1 :] = n_positions
+    layout = replace(batch.layout, lengths=(*batch.layout.lengths, filling), bounds=bounds)
     return replace(
         batch,
         input_ids=F.pad(batch.input_ids, (0, filling), value=pad_id),

@@ -54,8 +54,10 @@ def _measure(model: Path, dtype: str, steps: int, notes: list[str]) -> list[dict
         exact = checked[1] if is_exact else _exact_gradients(settings)
         differences = [_difference(each, exact) for each in checked]
         allowed = TOLERANCE if is_exact else SLACK * (differences[1] or 0.0)
-        if differences[0] is not None and not differences[0] <= allowed:
-            sides[0].fail(f"its gradients are {differences[0]:.2%} off, where {allowed:.2%} were allowed")
+        if (difference := differences[0]) is None:
+            sides[0].fail(sides[0].error or "there are no gradients to compare its own with")
+        elif not difference <= allowed:
+            sides[0].fail(f"its gradients are {difference:.2%} off, where {allowed:.2%} were allowed")
         for side in sides:
             side.ask(do="step")  # the first one makes the optimizer's state
         found = take_turns(sides, steps, lambda side: side.ask(do="step"))
