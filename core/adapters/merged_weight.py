@@ -20,6 +20,7 @@ CACHED_ELEMENTS = 1 << 20  # of the float32 way, whose several passes over a blo
 FEW = 16  # where more than one value in so many is unsure, all of a block are worked out in float64
 WORD = 4  # 16-bit values that are compared at once
 UNIT = 2.0**-24  # a float32 is off by at most this much of itself
+ROUNDING_UP = 1.001  # more than what a bound loses that is itself worked out in float32
 Factors = tuple[Tensor, Tensor]
 
 
@@ -81,10 +82,11 @@ def _summed_wide(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype
 def _summed_from(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """To 16 bits: in float32, and again in float64 where that does not settle the rounding."""
     merged = torch.empty_like(weight, dtype=dtype)
-    narrow_left, narrow_right, columns = left.float(), right.float(), right.T.contiguous()
-    # (rows, 1); Cauchy and Schwarz: >= sum |l r|
-    reach = left.square().sum(1, keepdim=True).sqrt_() * right.square().sum(0).max().sqrt_()
-    terms = left.shape[1] + 4  # roundings of a product of r terms, and of the factors themselves
+    narrow_left, narrow_right = left.float(), right.float()
+    # (rows, 1), >= sum |l r| by Cauchy and Schwarz
+    reach = narrow_left.square().sum(1, keepdim=True).sqrt_() * narrow_right.square().sum(0).max().sqrt_()
+    # the error of the product: r roundings, and those of both factors (Higham 2002, section 3.1), and underflow
+    error = reach.mul_(ROUNDING_UP * UNIT * (left.shape[1] + 2)).add_(1e-36)
     blocks = _blocks(weight, CACHED_ELEMENTS)
     scratch = _scratch.of(weight[blocks[0]], dtype)
     for rows in blocks:
@@ -92,9 +94,9 @@ def _summed_from(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype
         block, high = (buffer[: own.numel()].view(own.shape) for buffer in (scratch[0], scratch[2]))
         torch.mm(narrow_left[rows], narrow_right, out=block)
         block += scratch[1][: own.numel()].view(own.shape).copy_(own)
-        # three more roundings of the sum: its own, and those of the bound's two ends; the last term is for underflow
-        size = torch.maximum(block.amax(1, keepdim=True), -block.amin(1, keepdim=True))
-        slack = (UNIT * (terms * reach[rows] + 4 * size) + 1e-36).float()  # Higham 2002, section 3.1
+        # at most three more roundings of the sum: its own, and those of the bound's two ends
+        size = torch.maximum(block.amax(1, keepdim=True), block.amin(1, keepdim=True).neg_())
+        slack = error[rows].add(size, alpha=ROUNDING_UP * UNIT * 3)
         low.copy_(block.sub_(slack))
         high.copy_(block.add_(slack, alpha=2))
         unsure = _differing(low, high)
@@ -102,7 +104,7 @@ def _summed_from(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype
             low.copy_(round_once(torch.addmm(own.double(), left[rows], right), dtype))
             continue
         row, column = unsure // weight.shape[1], unsure % weight.shape[1]
-        change = (left[rows].index_select(0, row) * columns.index_select(0, column)).sum(1)
+        change = torch.linalg.vecdot(left[rows][row], right.T[column])
         low.view(-1)[unsure] = round_once(change + own.take(unsure).double(), dtype)
     return merged
 
