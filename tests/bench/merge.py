@@ -3,7 +3,9 @@
     python -m tests.bench.merge [--model FOLDER] [--rounds 5]
 
 Both sides start from files and end with a folder. The weights of both folders are compared with the sum in float64,
-rounded once. Peft's time without loading its model is shown too: it is the stricter comparison.
+rounded once. Peft's time without loading its model is shown too: it is the stricter comparison. Two more sides show
+what ours is made of: `copy` only copies the base model's tensors to the disk, and `unproven` is ours with sums in
+float32 that are rounded without a look at how near to the middle of two numbers they lie.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from tests.bench.sides import Answer, Side, serve, take_turns
 
 STARTER = ROOT / ".cache" / "starter"
 RANK = 16
+SIDES = ("ours", "peft", "unproven", "copy")
 
 
 def make_adapters(model_folder: Path, out: Path, count: int, r: int = RANK, targets: Any = "all-linear") -> None:
@@ -65,7 +68,7 @@ def main(argv: list[str] | None = None) -> Result:
                 scratch=scratch,
                 threads=arguments.threads,
             )
-            for name in ("ours", "peft")
+            for name in SIDES
         ]
         for side in sides:
             side.wait()
@@ -82,13 +85,15 @@ def main(argv: list[str] | None = None) -> Result:
 def _row(side: Side, answers: list[Answer], model: Path, scratch: Path) -> dict[str, Any]:
     if not answers:
         return {"side": side.label, "problem": side.error}
+    row = {"side": side.label, **{key: median([answer[key] for answer in answers]) for key in answers[0]}}
+    if side.label == "copy":
+        return row
     wrong, of = wrongly_rounded(model, scratch / "adapter0", scratch / f"{side.label}-merged")
-    typical = {key: median([answer[key] for answer in answers]) for key in answers[0]}
-    return {"side": side.label, **typical, "wrongly_rounded": wrong, "weights": of}
+    return row | {"wrongly_rounded": wrong, "weights": of}
 
 
 def _goals(rows: list[dict[str, Any]]) -> list[Goal]:
-    ours, peft = rows
+    ours, peft = (next(row for row in rows if row["side"] == side) for side in ("ours", "peft"))
     whole, merging = (ratio(peft.get(key), ours.get("seconds")) for key in ("seconds", "seconds_without_loading"))
     cpu = ratio(peft.get("cpu_seconds_without_loading"), ours.get("cpu_seconds"))
     return [
@@ -129,7 +134,9 @@ class _Merger:
 
         torch.set_num_threads(threads or torch.get_num_threads())
         self.side, self.model, self.scratch = side, Path(model), Path(scratch)
-        self.merge = _ours if side == "ours" else _peft
+        self.merge: Any = {"ours": _ours, "peft": _peft, "unproven": _ours, "copy": _copy}[side]
+        if side == "unproven":
+            _do_not_prove()
 
     def answer(self, warm: bool = False) -> Answer:
         out = self.scratch / f"{self.side}-merged"
@@ -150,6 +157,31 @@ def _ours(model: Path, adapter: Path, out: Path) -> None:
     from core.merge import merge_to_folder
 
     merge_to_folder(model, adapter, out)
+
+
+def _do_not_prove() -> None:
+    """Have merged weights rounded in float32 as they come, in this process."""
+    from core.adapters import merged_weight
+
+    def summed(weight: Any, left: Any, right: Any, dtype: Any) -> Any:
+        scratch = merged_weight._scratch.of(weight, dtype)
+        change, wide = (buffer[: weight.numel()].view(weight.shape) for buffer in scratch[:2])
+        change.addmm_(left.float(), right.float(), beta=0)
+        return change.add_(wide.copy_(weight)).to(dtype)
+
+    assert callable(merged_weight._summed_from)
+    merged_weight._summed_from = summed
+
+
+def _copy(model: Path, adapter: Path, out: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    out.mkdir()
+    with safe_open(model / "model.safetensors", framework="pt") as file:
+        save_file({name: file.get_tensor(name) for name in file.keys()}, out / "model.safetensors")  # noqa: SIM118
+    with (out / "model.safetensors").open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _peft(model: Path, adapter: Path, out: Path) -> tuple[float, float]:

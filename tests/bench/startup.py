@@ -4,7 +4,7 @@
 
 Every measurement is a process of its own, timed until its last statement is done; the sides alternate. Both train the
 same rows of the ticket data with rank 16 on all linear layers of the same model folder; peft's side tokenises them with
-the same chat template.
+the same chat template. The imports that load a model, which both need, say how early a first step can be.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ PROGRAMS = {
     "import torch": "import torch",
     "import core": "import core; core.Trainer; core.load_model; core.inject; core.save_adapter",
     "import peft and Trainer": "import peft; from transformers import Trainer",
+    "import what loads a Llama": """
+import gc
+gc.disable()
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+""",
     "ours to the first step": """
 from core import AdapterConfig, TrainConfig, Trainer, load_model
 from core.data.dataset import load_dataset
