@@ -66,7 +66,9 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
         )
     if type_name(item) == "int" and isinstance(value, float) and not value.is_integer():
         near = round(value) if math.isfinite(value) else item.default
-        raise ConfigError(f"{item.name} is {value}, which is not a whole number.", f"Try {near}.")
+        raise ConfigError(
+            f"{item.name} is {value}, which is not a whole number.", f"Give a whole number, for example {near}."
+        )
     if not ((low is None or value >= low) and (high is None or value <= high)):  # also refuses NaN
         span = (
             f"at least {low}" if high is None else f"between {low} and {high}" if low is not None else f"at most {high}"

@@ -188,7 +188,9 @@ def _data_checks(facts: Facts, config: TrainConfig, longest: int, virtual_tokens
     if cut > FEW_CUT:
         yield Check("warning", f"About {cut:.1%} of the rows are cut at {longest} tokens.", "Raise max_length.")
     else:
-        yield Check("ok", f"{'Nearly every' if cut else 'Every'} row fits into {longest} tokens.")
+        yield Check(
+            "ok", f"Nearly every row fits into {longest} tokens." if cut else f"Every row fits into {longest} tokens."
+        )
     if not facts.info.has_chat_template and facts.info.family == CAUSAL:
         yield Check(
             "warning", "The model has no chat template.", "A plain format is used; an instruct model chats better."

@@ -223,7 +223,9 @@ def ensure_scheduler(workspace: Workspace) -> bool:
     while not scheduler_is_running(workspace):
         if process.returncode not in (None, 0) or time.monotonic() > deadline:
             last = next(iter(tail(workspace.scheduler_log, LOG_TAIL_BYTES).strip().splitlines()[-1:]), "")
-            raise WorkspaceError(f"The scheduler did not start. {last}", f"See {workspace.scheduler_log}.")
+            raise WorkspaceError(
+                f"The scheduler did not start. {last}", f"The log says more: {workspace.scheduler_log}."
+            )
         time.sleep(0.05)
     return True
 

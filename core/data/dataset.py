@@ -58,10 +58,10 @@ def refuse_errors(scan: Scan) -> None:
     """Raise DatasetError for the first row that nothing was said about, or when no row is left."""
     first = scan.first_stop
     if first is not None:
-        more = f" {scan.stopped - 1:,} more rows have errors." if scan.stopped > 1 else ""
-        more = more.replace("1 more rows have", "1 more row has") if scan.stopped == 2 else more
-        where = place(_file_of(scan, first), first)
-        raise DatasetError(f"{where}: {first.detail}{more}", "Fix the line, or skip bad rows.")
+        what = f"{place(_file_of(scan, first), first)}: {first.detail}"
+        if scan.stopped > 1:
+            what = f"{what} Rows with errors in all: {scan.stopped:,}."
+        raise DatasetError(what, "Fix the line, or skip bad rows.")
     if not scan.kept:
         names = " and ".join(path.name for path in scan.paths)
         worst = scan.problems[0]

@@ -22,14 +22,14 @@ def required_text(values: Values, column: str) -> str:
     """A question or another text that must be there. Raises RowError: missing_field, wrong_type."""
     text = optional_text(values, column)
     if not text.strip():
-        raise RowError("missing_field", f"The column '{column}' is {'empty' if column in values else 'missing'}.")
+        raise nothing_in(values, column)
     return text
 
 
 def answer_text(values: Values, column: str) -> str:
     """An answer, which must not be empty. Raises RowError: missing_field, wrong_type, empty_answer."""
     if column not in values:
-        raise RowError("missing_field", f"The column '{column}' is missing.")
+        raise nothing_in(values, column)
     text = optional_text(values, column)
     if not text.strip():
         raise RowError("empty_answer", f"The answer, in the column '{column}', is empty.")
@@ -48,13 +48,19 @@ def optional_text(values: Values, column: str) -> str:
     return value
 
 
+def nothing_in(values: Values, column: str) -> RowError:
+    """The error for a column that is not there, or has no value."""
+    what = f"The column '{column}' is empty." if column in values else f"The column '{column}' is missing."
+    return RowError("missing_field", what)
+
+
 def list_in(values: Values, column: str) -> list[Any]:
     """A list, also one written as JSON in a table's cell. Raises RowError: missing_field, wrong_type, bad_json."""
     value = values.get(column)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = parse_json(value)
     if value is None:
-        raise RowError("missing_field", f"The column '{column}' is {'empty' if column in values else 'missing'}.")
+        raise nothing_in(values, column)
     if not isinstance(value, list):
         raise RowError("wrong_type", f"The column '{column}' holds {kind_of(value)} where a list is needed.")
     return value

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import dataclasses
 import json
 import re
 import string
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -134,10 +136,73 @@ def test_translated_sentences_exist() -> None:
     # Sentences that the source puts together from pieces.
     composed = {
         "{} is {}; it must be between {} and {}.", "{} is {}; it must be at least {}.",
-        "{} is {}; it must be at most {}.", "Every row fits into {} tokens.", "Nearly every row fits into {} tokens.",
-        "rows with the column {}", "rows with the columns {}",
+        "{} is {}; it must be at most {}.", "rows with the column {}", "rows with the columns {}",
+        "Line {} of {}", "Row {} of {}", "Line {} of {}: {}", "Row {} of {}: {}",
     }  # fmt: skip
     assert {key for key in sentences if key not in known} - composed == set()
+
+
+# What has so few words of its own that its pattern would fit other sentences too.
+TOO_GENERAL = {
+    "{} belongs to {}.", "{} is {}.", "{} of {}: {}", "{}: {}", "{} has no {}.", "{} in {} is {}.",
+    "There is no {} {}.",
+}  # fmt: skip
+# Only a terminal or a program of the user's own says these.
+NOT_ON_THE_PAGE = ("studio/commands", "studio/demo.py", "core/articles.py", "core/ops")
+
+
+def test_every_error_is_said_in_chinese() -> None:
+    """What is written where an error, a failure or a check of the plan is made, with a word for each value."""
+    t = Translator("zh")
+    missing = {
+        words: f"{path.relative_to(ROOT)}:{line}"
+        for package in ("core", "studio")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not path.relative_to(ROOT).as_posix().startswith(NOT_ON_THE_PAGE)
+        for words, line in said_by_errors(ast.parse(path.read_text("utf-8")))
+        if words not in TOO_GENERAL and not re.search("[\u4e00-\u9fff]", t.sentence(words.replace("{}", "7")))
+    }
+    assert missing == {}
+
+
+def said_by_errors(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """The sentences that errors, failures and checks are made with, and their lines."""
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for call in ast.walk(tree):
+        name = call_name(call)
+        if not isinstance(call, ast.Call) or (name not in ("Failure", "Check") and not name.endswith("Error")):
+            continue
+        if hasattr(builtins, name) or name.startswith("_"):
+            continue
+        arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+        for argument in arguments[:3] if name == "Failure" else arguments:  # the fourth is a line of a log
+            for words in literals(argument, constants):
+                if re.search("[A-Za-z]{2}.* ", words.replace("{}", "")):
+                    yield words, call.lineno
+
+
+def call_name(node: ast.AST) -> str:
+    called = node.func if isinstance(node, ast.Call) else None
+    return called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
+
+
+def literals(node: ast.expr, constants: Mapping[str, ast.expr]) -> list[str]:
+    """The strings that an expression may be, with {} where an f-string puts a value."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)]
+    if isinstance(node, ast.IfExp):
+        return literals(node.body, constants) + literals(node.orelse, constants)
+    if isinstance(node, ast.Name) and node.id in constants:
+        return literals(constants[node.id], {})
+    return []
 
 
 def test_translations_use_every_value_once() -> None:
@@ -157,3 +222,16 @@ def test_sentence_keeps_the_values_in_place() -> None:
     assert Translator("en").sentence("Training") == "Training"
     # A brace in a value is a brace, not a place.
     assert "{0}" in t.sentence("There is no job {0}.")
+
+
+def test_sentences_within_a_sentence() -> None:
+    t = Translator("zh")
+    no_turn = "No turn is the assistant's, so there is nothing to learn."
+    assert t.sentence(f"Line 3 of a b.jsonl: {no_turn}") == f"a b.jsonl 第 3 行：{t.sentence(no_turn)}"
+    several = t.sentence(f"Line 1 of a.jsonl: {no_turn} Rows with errors in all: 1,205.")
+    assert several == f"a.jsonl 第 1 行：{t.sentence(no_turn)}共有 1,205 行有错误。"
+    assert (
+        t.sentence("Line 2 of a.json: there is a comma after the last row.") == "a.json 第 2 行：最后一行之后有逗号。"
+    )
+    assert t.sentence("Line 2 of a.json: Nobody knows this.") == "a.json 第 2 行：Nobody knows this."
+    assert t.sentence("The worker crashed (SIGSEGV). Waiting to continue.").endswith("等待继续。")

@@ -25,10 +25,14 @@ def _patterns(file_name: str) -> list[tuple[re.Pattern[str], str]]:
 
 @lru_cache(maxsize=2048)
 def _translated(english: str, file_name: str) -> str:
+    """A sentence, and what stands in it as values: "Line 3 of a.csv: The column 'text' is missing."."""
     for pattern, text in _patterns(file_name):
         match = pattern.fullmatch(english)
         if match is not None:
-            return _filled(text, match.groups())
+            values = (_translated(value, file_name) if " " in value else value for value in match.groups())
+            return _filled(text, tuple(values))
+    if english.endswith(".") and (clause := _translated(english[:-1], file_name)) != english[:-1]:
+        return f"{clause}。"
     return english
 
 

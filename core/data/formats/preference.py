@@ -10,7 +10,7 @@ from core.data.formats.format import Format, formats, system_turn
 from core.data.problems import RowError
 from core.data.readers.strict_json import parse_json
 from core.data.records import Message, Record
-from core.data.text_values import Values, answer_text, first_column, kind_of
+from core.data.text_values import Values, answer_text, first_column, kind_of, nothing_in
 from core.data.tool_calls import tools_in
 from core.data.turns import any_turns, check_turns
 
@@ -69,7 +69,7 @@ def _prompt(values: Values) -> tuple[Message, ...]:
     if isinstance(prompt, list):
         return any_turns(prompt)
     if prompt is None or not str(prompt).strip():
-        raise RowError("missing_field", f"The column '{column}' is {'empty' if column in values else 'missing'}.")
+        raise nothing_in(values, column)
     if not isinstance(prompt, str):
         raise RowError("wrong_type", f"The column '{column}' holds {kind_of(prompt)} where a text is needed.")
     return (Message("user", prompt),)

@@ -99,8 +99,10 @@ def _header(path: Path, number: int, fields: Sequence[str]) -> list[str]:
 
 def _row(number: int, header: Sequence[str], fields: Sequence[str]) -> Row:
     if len(fields) != len(header):
-        detail = f"The row has {len(fields):,} fields, but there are {len(header):,} columns; "
-        detail += "put quotes around text that holds the dividing character."
+        detail = (
+            f"The row has {len(fields):,} fields, but there are {len(header):,} columns; "
+            "put quotes around text that holds the dividing character."
+        )
         return Row.bad(number, RowError("ragged_row", detail), " | ".join(fields))
     return Row(number, dict(zip(header, fields, strict=True)))
 

@@ -16,7 +16,9 @@ _SIGNATURES = {
     b"PAR1": "a parquet file",
     b"%PDF": "a PDF document",
 }
-_SAVE_AS_UTF8 = "Save the file as UTF-8: in Excel choose 'CSV UTF-8', in an editor 'Save with encoding UTF-8'."
+_SAVE_AS_UTF8 = (
+    "Save the file as UTF-8: in Excel choose 'CSV UTF-8' or keep the .xlsx, in an editor 'Save with encoding UTF-8'."
+)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -70,7 +72,7 @@ def _decoded(path: Path, number: int, raw: bytes) -> list[str]:
         before = raw[: error.start].split(b"\r")
         raise DatasetError(
             f"Line {number + len(before) - 1:,} of {path.name} is not UTF-8: byte 0x{raw[error.start]:02X}, "
-            f"{len(before[-1]) + 1:,} bytes into the line. It may be Latin-1 or another old encoding.",
+            f"{len(before[-1]) + 1:,} bytes into the line. It may be GBK, Latin-1 or another old encoding.",
             _SAVE_AS_UTF8,
         ) from error
     return _split(text)

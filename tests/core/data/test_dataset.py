@@ -52,7 +52,7 @@ def test_the_first_error_stops_and_says_how_many_more(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         load_dataset(path)
     assert caught.value.what.startswith("Line 3 of train.jsonl: ")
-    assert caught.value.what.endswith(" 1 more row has errors.")
+    assert caught.value.what.endswith(" Rows with errors in all: 2.")
     assert caught.value.fix == "Fix the line, or skip bad rows."
     dataset = load_dataset(path, skip_bad_rows=True)
     assert [record.row for record in dataset.records] == [1, 4]
@@ -61,7 +61,7 @@ def test_the_first_error_stops_and_says_how_many_more(tmp_path: Path) -> None:
 
 def test_many_errors_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD % 1 + '{"prompt": "p", "completion": ""}\n' * 1205)
-    with pytest.raises(DatasetError, match="1,204 more rows have errors"):
+    with pytest.raises(DatasetError, match="Rows with errors in all: 1,205"):
         load_dataset(path)
 
 
