@@ -52,6 +52,12 @@ class Curves:
                 for name, count, first, last in found
             }
 
+    def untrained_loss(self, job_id: str) -> float | None:
+        """The validation loss before the first step; None where nothing was held out."""
+        point = (MetricRow.job_id == job_id, MetricRow.name == "eval_loss", MetricRow.step == 0)
+        with self.database.reading() as session:
+            return session.scalar(select(MetricRow.value).where(*point))
+
     def usual_speed(self, model_id: str) -> float | None:
         """The median speed of the newest finished run of a model, in tokens a second; None before the first."""
         spec = func.json_extract(JobRow.spec, "$.model_id")

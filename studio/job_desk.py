@@ -57,6 +57,10 @@ class JobDesk:
         """Curves by name (loss, eval_loss, learning_rate, ...; all unless named), thinned keeping their extremes."""
         return self._curves.of(job_id, max_points, names)
 
+    def untrained_loss(self, job_id: str) -> float | None:
+        """The loss on a run's held-out rows before its first step; None where nothing was held out."""
+        return self._curves.untrained_loss(job_id)
+
     def scores(self, job_id: str) -> list[ScoreView]:
         """What a run's held-out rows gave, at the steps where they were measured, the earliest first."""
         self._jobs.get(job_id)

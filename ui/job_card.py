@@ -108,19 +108,26 @@ def _patience(job: JobView) -> float:
     return max(_QUIET_S, _QUIET_STEPS * job.eta_s / left) if job.eta_s and left > 0 else _QUIET_ELSE_S
 
 
-def result_box(job: JobView, t: Translator) -> str:
-    """What a finished job made, with its download."""
+def result_box(job: JobView, t: Translator, untrained_loss: float | None = None) -> str:
+    """What a finished job made, with its download; of a run also whether it was better before its first step."""
     if job.state != "succeeded":
         return ""
     if job.kind == "train" and job.result.get("adapter_id"):
         link = download(t("jobs.download_adapter"), "adapter", str(job.result["adapter_id"]))
-        return callout("ok", t("jobs.done_train"), t("jobs.done_train_next"), t) + f'<p class="links">{link}</p>'
+        return _trained_box(job, t, untrained_loss) + f'<p class="links">{link}</p>'
     if job.kind == "merge" and job.result.get("model_id"):
         link = download(t("models.download"), "model", str(job.result["model_id"]))
         checked = verification(job.result.get("verification") or {}, t)
         return callout("ok", t("jobs.done_merge"), "", t) + checked + f'<p class="links">{link}</p>'
     done = {"add_model": "jobs.done_model", "add_dataset": "jobs.done_dataset"}.get(job.kind)
     return callout("ok", t(done), "", t) if done else ""
+
+
+def _trained_box(job: JobView, t: Translator, untrained_loss: float | None) -> str:
+    if job.best_eval_loss is None or untrained_loss is None or job.best_eval_loss <= untrained_loss:
+        return callout("ok", t("jobs.done_train"), t("jobs.done_train_next"), t)
+    worse = t("jobs.done_worse", before=loss_text(untrained_loss), after=loss_text(job.best_eval_loss))
+    return callout("warning", worse, t("jobs.done_worse_next"), t)
 
 
 def verification(values: Mapping[str, Any], t: Translator) -> str:

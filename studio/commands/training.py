@@ -65,6 +65,10 @@ def outcome(studio: Studio, job: JobView) -> dict[str, Any]:
     shown: dict[str, Any] = {"job": job.id, "state": job.state, "loss": _rounded(job.loss)}
     if job.best_eval_loss is not None:
         shown["best eval loss"] = f"{job.best_eval_loss:.4f} at step {job.best_step}"
+        before = studio.untrained_loss(job.id)
+        if before is not None and job.best_eval_loss > before:
+            worse = f"The loss on held-out rows was {before:.4f} before training, so the adapter is worse than none."
+            shown["warning"] = f"{worse} Train again with a tenth of the learning rate."
     if adapter_id:
         shown |= {"adapter": adapter_id, "folder": str(studio.export_path("adapter", str(adapter_id)))}
         shown["next"] = f'lora-studio compare "Hello" --adapter {adapter_id}   or   lora-studio merge {adapter_id}'

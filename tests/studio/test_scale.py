@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from core.config import TrainConfig, to_dict
+from studio.commands.training import outcome
 from studio.curves import Curves
 from studio.queue import Queue
 from studio.service import Studio
@@ -105,6 +107,17 @@ def test_the_usual_speed_is_the_median_of_the_newest_run(studio: Studio) -> None
     assert curves.usual_speed("m") is None
     history(studio, 2, 3, 5)
     assert curves.usual_speed("m") == pytest.approx(1 / 3) and curves.usual_speed("other") is None
+
+
+def test_a_run_that_ended_above_where_it_began_is_called_worse(studio: Studio) -> None:
+    job_id = history(studio, 1, 1, 5)
+    run = replace(studio.job(job_id), best_eval_loss=3.0, best_step=5)
+    assert studio.untrained_loss(job_id) is None and "warning" not in outcome(studio, run)
+    with studio._database.writing() as session:
+        session.add(MetricRow(job_id=job_id, name="eval_loss", step=0, value=2.0))
+    assert studio.untrained_loss(job_id) == 2.0
+    assert "was 2.0000 before training" in outcome(studio, run)["warning"]
+    assert "warning" not in outcome(studio, replace(run, best_eval_loss=2.0))
 
 
 @pytest.mark.slow

@@ -213,6 +213,15 @@ def test_result_box_offers_the_download_of_what_was_made(t: Translator) -> None:
     assert result_box(job(state="running"), t) == ""
 
 
+def test_result_box_says_when_training_made_it_worse(t: Translator) -> None:
+    run = job(state="succeeded", result={"adapter_id": "a1"}, best_eval_loss=10.8)
+    worse = t("jobs.done_worse", before="3.1700", after="10.8000")
+    assert worse in result_box(run, t, 3.17) and "/files/adapter/a1.zip" in result_box(run, t, 3.17)
+    for before in (None, 10.8, 12.0):
+        shown = result_box(run, t, before)
+        assert t("jobs.done_worse_next") not in shown and t("jobs.done_train") in shown
+
+
 def test_figures_show_progress_and_time_left(t: Translator) -> None:
     shown = figures(job(state="running", step=5, eta_s=61.0, started_at=1.0, loss=0.5, message="Training"), t)
     for words in ('aria-valuenow="50"', t("time.minutes", m=1, s=1), "0.5000", t.sentence("Training")):

@@ -135,7 +135,8 @@ class JobsTab(Tab):
 
     def _outcome(self, job: JobView) -> str:
         remedies = self.studio.board.remedies(job.id)
-        return failure_box(job, remedies, self.t) or result_box(job, self.t) or quiet_box(job, self.t)
+        untrained = self.studio.untrained_loss(job.id) if job.state == "succeeded" else None
+        return failure_box(job, remedies, self.t) or result_box(job, self.t, untrained) or quiet_box(job, self.t)
 
     def _curve(self, job: JobView, log_scale: bool) -> str:
         if job.kind != "train":
