@@ -83,10 +83,10 @@ def _summed_from(weight: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype
     """To 16 bits: in float32, and again in float64 where that does not settle the rounding."""
     merged = torch.empty_like(weight, dtype=dtype)
     narrow_left, narrow_right = left.float(), right.float()
-    # (rows, 1), >= sum |l r| by Cauchy and Schwarz
-    reach = narrow_left.square().sum(1, keepdim=True).sqrt_() * narrow_right.square().sum(0).max().sqrt_()
+    # (rows, 1), >= sum |l r| by Cauchy and Schwarz; in float64, since small squares are nothing in float32
+    reach = left.square().sum(1, keepdim=True).sqrt_() * right.square().sum(0).max().sqrt_()
     # the error of the product: r roundings, and those of both factors (Higham 2002, section 3.1), and underflow
-    error = reach.mul_(ROUNDING_UP * UNIT * (left.shape[1] + 2)).add_(1e-36)
+    error = reach.mul_(ROUNDING_UP * UNIT * (left.shape[1] + 2)).add_(1e-36).float()
     blocks = _blocks(weight, CACHED_ELEMENTS)
     scratch = _scratch.of(weight[blocks[0]], dtype)
     for rows in blocks:
