@@ -148,9 +148,9 @@ class Gradients:
         self.recompute.offload.settle()
         return loss.detach()
 
-    def enable_graphs(self, batch_size: int, refusal: str) -> None:
-        """Let steps run as graphs from now on, unless there is a `refusal`, or model or memory stand against it."""
-        self.graphs.enable(batch_size, lengths_of(self.examples), refusal)
+    def enable_graphs(self, batch_size: int, steps: int, refusal: str) -> None:
+        """Let the `steps` to come run as graphs, unless there is a `refusal`, or model or memory stand against it."""
+        self.graphs.enable(batch_size, lengths_of(self.examples), steps, refusal)
 
     def try_longest(self, batch_size: int, trained_parameters: int) -> str:
         """Run the longest micro-batch once, without keeping anything of it; tell what it took, in words.

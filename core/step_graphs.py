@@ -1,11 +1,10 @@
 """Forward and backward pass of a packed batch as one CUDA graph: a small model waits for its launches, not its GPU.
 
-A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes. One is recorded
-once it has come a few times, as that takes longer than some passes do; a batch that is a little smaller is filled up to
-it, as the GPU would wait longer for its launches. Where the GPU turns out to be busy longer than its launches take, all
-that a graph saves is the start of a step: then nothing is filled up, and only what comes again and again with nothing
-between is recorded, as a graph keeps its memory from whatever else runs. The first replay is compared with the ordinary
-pass of the same batch; whatever stands against a graph, the ordinary pass goes on, and `reason` says why.
+A graph replays the same kernels on the same memory, so batches are filled up to a few static shapes (`graph_shapes`).
+Where the GPU turns out to be busy longer than its launches take, all that a graph saves is the start of a step: then
+nothing is filled up, and only what comes again and again with nothing between is recorded, as a graph keeps its memory
+from whatever else runs. The first replay is compared with the ordinary pass of the same batch; whatever stands against
+a graph, the ordinary pass goes on, and `reason` says why.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.packing import PackedBatch, Shape, fill_up
+from core.graph_shapes import Coming, Key, covering, one_length, shape_of, static_shape
 from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.packed_attention import why_no_varlen_on
@@ -31,16 +30,12 @@ from core.tasks.task import Task
 
 MOST_WORK = 6e13  # parameters times positions of a pass: above, no host is slower than its GPU, and none is measured
 MOST_LAG = 0.25  # of a pass that the GPU goes on after its last launch: above, it did not wait for launches
-MOST_SHAPES = 64
+MOST_GRAPHS = 64
 SLACK_BYTES = 2**26
-LENGTHS = 32  # up to that of a usual batch, that it can be filled up to
-LEAST_MULTIPLE = 64
-USES = 2  # times that a shape has come before it is recorded: what that costs, a few replays save
-MOST_FILLED, MOST_LISTED = 1.2, 1.5  # positions, and trained ones, of a recorded shape that a batch is filled up to
-OFTEN = 16  # times in a row that a shape has come before it is recorded although the GPU is busy with it
 WARM_UPS = 2  # passes before the first graph, of which one may compile kernels; each later graph has one before it
 BUSY = "the GPU is busy longer than the launches take"
 SELDOM = "a shape that comes again and again becomes a CUDA graph"
+SPARE_SHARE = 0.01  # of the device's free memory, that a copy of the gradients may take
 TOLERANCE = 2e-2  # of the first replay against the ordinary pass, in bfloat16 with its unordered sums
 
 
@@ -64,6 +59,7 @@ class StepGraphs:
         self.reason = "graphs are for CUDA devices"
         self._usual = 0  # positions of a batch
         self._busy = math.inf  # positions from which the GPU is busy longer than the launches take
+        self._coming = Coming(0)
         self.drop()
 
     def train(self, parameters: list[nn.Parameter]) -> None:
@@ -73,27 +69,26 @@ class StepGraphs:
 
     def drop(self) -> None:
         """Forget what was recorded, when memory is short or other parameters train."""
-        self._recorded: dict[tuple[int, ...], _Recorded] = {}
-        self._seen: Counter[tuple[int, ...]] = Counter()
-        self._latest: tuple[int, ...] = ()
-        self._in_a_row = 0  # times that the latest shape has come, with no other between
+        self._recorded: dict[Key, _Recorded] = {}
+        self._coming.forget()
         self._pool: Any = None
 
-    def enable(self, batch_size: int, lengths: Sequence[int], refusal: str) -> None:
+    def enable(self, batch_size: int, lengths: Sequence[int], steps: int, refusal: str) -> None:
         """Record from now on, if the model and the device allow: gives every batch one of a few shapes.
 
-        `lengths` are those of all rows, `batch_size` how many of them make a step.
+        `lengths` are those of all rows, `batch_size` how many of them make a step, of which there are `steps` to come.
         """
-        self._usual = min(self.batches.tokens, batch_size * sum(lengths) // len(lengths))
+        tokens = batch_size * sum(lengths) // len(lengths)
+        self._usual = min(self.batches.tokens, tokens)
+        self._coming = Coming(steps * math.ceil(tokens / self.batches.tokens))
         self.reason = refusal or self._why_not()
         if self.reason:
             return
         if weights_of(self.model) * self._usual > MOST_WORK:
             self._busy = 0
             return
-        multiple = max(LEAST_MULTIPLE, self._usual // LENGTHS // LEAST_MULTIPLE * LEAST_MULTIPLE)
-        self._usual = -(-self._usual // multiple) * multiple  # filled up, as its batches are
-        self.batches.shape = Shape(multiple, 4 * multiple, batch_size + 2, max(*lengths, multiple))
+        self.batches.shape = shape = static_shape(self._usual, batch_size, lengths)
+        self._usual = -(-self._usual // shape.multiple) * shape.multiple  # filled up, as its batches are
 
     def _why_not(self) -> str:
         device = device_of(self.model)
@@ -124,33 +119,26 @@ class StepGraphs:
 
     def computed(self, batch: Any) -> int:
         """Positions that a batch is computed with."""
-        covering = self._covering(batch) if isinstance(batch, PackedBatch) else None
-        return covering[0] if covering else int(batch.input_ids.numel())
+        larger = self._covering(batch) if isinstance(batch, PackedBatch) else None
+        return larger[0] if larger else int(batch.input_ids.numel())
 
-    def _covering(self, batch: PackedBatch) -> tuple[int, ...] | None:
-        """A batch's own shape if it is recorded, or the smallest recorded one that it is worth filling up to."""
-        own, multiple = _shape_of(batch), self.batches.shape.multiple
-        if own in self._recorded:
-            return own
-        near = (each for each in self._recorded if each[0] < self._busy and _is_near(own, each, multiple))
-        return min(near, default=None)
+    def _covering(self, batch: PackedBatch) -> Key | None:
+        """The recorded shape that a batch is filled up to."""
+        return covering(shape_of(batch), self._recorded, self._busy, self.batches.shape.multiple)
 
     def takes(self, batch: Any) -> bool:
         """Whether a batch runs as a graph."""
         if self.reason or not isinstance(batch, PackedBatch):
             return False
+        self._coming.pass_by()
         if self._covering(batch) is not None:
             return True
-        shape = _shape_of(batch)
-        self._in_a_row = self._in_a_row + 1 if shape == self._latest else 1
-        self._latest = shape
-        self._seen[shape] += 1
-        is_due = self._in_a_row > OFTEN if batch.n_positions >= self._busy else self._seen[shape] > USES
-        return is_due and len(self._recorded) < MOST_SHAPES
+        is_due = self._coming.is_due(shape_of(batch), batch.n_positions >= self._busy)
+        return is_due and len(self._recorded) < MOST_GRAPHS
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:
         """Add the gradients of a batch, divided by `trained`, and return the sum of its losses."""
-        own, key = _shape_of(batch), self._covering(batch)
+        own, key = shape_of(batch), self._covering(batch)
         if key is None:
             return self._first(own, batch, trained)
         if key != own:
@@ -161,16 +149,16 @@ class StepGraphs:
         recorded.graph.replay()
         return recorded.loss.clone()
 
-    def _first(self, key: tuple[int, ...], batch: PackedBatch, trained: int) -> Tensor:
+    def _first(self, key: Key, batch: PackedBatch, trained: int) -> Tensor:
         """Record a shape; where there is no room for that, run the batch the ordinary way, as all from here on."""
         device = device_of(self.model)
         static = _without_lengths(batch.to(device))
         scale = torch.tensor(1.0 / trained, device=device)
         fill_in_gradients(self.parameters)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        before = [gradient.cpu() for gradient in gradients]  # on the host: the device may have no room for two more
         random = torch.cuda.get_rng_state(device)
         torch.cuda.empty_cache()  # recording runs on streams of its own, which cannot use what others have cached
+        before = _copies(gradients)
         recorded = None
         try:
             recorded, loss = self._record(static, scale, gradients, before)
@@ -185,7 +173,7 @@ class StepGraphs:
         self.drop()  # outside of `except`: the error holds on to all that is to be freed
         gc.collect()
         torch.cuda.empty_cache()
-        _put(gradients, before)
+        torch._foreach_copy_(gradients, before)
         torch.cuda.set_rng_state(random, device)
         return self._pass(static, scale)
 
@@ -199,11 +187,11 @@ class StepGraphs:
         if lag > MOST_LAG and static.n_positions < self._busy:
             self._is_busy_with(static.n_positions)
             return None, loss
-        wanted = [gradient.cpu() for gradient in gradients]
+        wanted = _copies(gradients)
         try:
             torch.cuda.set_rng_state(random, device)
             recorded = self._capture(static, scale)
-            _put(gradients, before)
+            torch._foreach_copy_(gradients, before)
             torch.cuda.set_rng_state(random, device)
             recorded.graph.replay()
             if not (_close([recorded.loss], [loss]) and _close(gradients, wanted)):
@@ -213,7 +201,7 @@ class StepGraphs:
         except RuntimeError as error:
             self.reason = f"it could not be recorded ({(str(error) or 'no reason given').splitlines()[0]})"
         if self.reason:
-            _put(gradients, wanted)
+            torch._foreach_copy_(gradients, wanted)
             self.drop()
             return None, loss
         return recorded, recorded.loss.clone()
@@ -236,7 +224,7 @@ class StepGraphs:
         random = torch.cuda.get_rng_state()
         with torch.cuda.stream(stream):
             for _ in range(1 if self._recorded else WARM_UPS):
-                _put(gradients, before)
+                torch._foreach_copy_(gradients, before)
                 torch.cuda.set_rng_state(random)
                 stream.synchronize()
                 started = time.perf_counter()
@@ -292,38 +280,12 @@ def weights_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters()) + sum(packed)
 
 
-def _shape_of(batch: PackedBatch) -> tuple[int, ...]:
-    bounds = batch.layout.bounds
-    segments = 0 if bounds is None else len(bounds)
-    return batch.n_positions, len(batch.positions), segments, batch.layout.longest, *_one_length(batch)
-
-
-def _is_near(own: tuple[int, ...], other: tuple[int, ...], multiple: int) -> bool:
-    """Whether a batch of one shape can be filled up to another, and is not much smaller; both as `_shape_of` has them.
-
-    Neither may be made for examples of one length, both or none list all positions, and kernels must reckon with an
-    example as long as the filling.
-    """
-    positions, listed, *rest = own
-    others, others_listed, *others_rest = other
-    if rest != others_rest or len(rest) > 2 or (listed == positions) != (others_listed == others):
-        return False
-    is_near = positions < others <= MOST_FILLED * positions and others - positions + multiple <= rest[-1]
-    return is_near and (listed == positions or listed <= others_listed <= MOST_LISTED * listed)
-
-
-def _one_length(batch: PackedBatch) -> tuple[int, ...]:
-    """Length and number of the examples when all are of one length, which a dense kernel is made for; else empty."""
-    lengths = batch.layout.lengths
-    return (lengths[0], len(lengths)) if len(set(lengths)) == 1 else ()
-
-
 def _without_lengths(batch: PackedBatch) -> PackedBatch:
     """A batch whose attention can only go by `bounds`: what depends on host numbers must fail, not be recorded.
 
     Examples of one length keep it: it is a part of the shape.
     """
-    return batch if _one_length(batch) else replace(batch, layout=replace(batch.layout, lengths=()))
+    return batch if one_length(batch) else replace(batch, layout=replace(batch.layout, lengths=()))
 
 
 def _copy_into(static: PackedBatch, batch: PackedBatch) -> None:
@@ -333,12 +295,16 @@ def _copy_into(static: PackedBatch, batch: PackedBatch) -> None:
         static.layout.bounds.copy_(batch.layout.bounds, non_blocking=True)
 
 
-def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
-    torch._foreach_copy_(tensors, values)
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies of tensors of a device: on the host, unless they are nothing beside what the device has free."""
+    free = torch.cuda.mem_get_info(tensors[0].device)[0]
+    is_little = sum(tensor.nbytes for tensor in tensors) <= SPARE_SHARE * free
+    return [tensor.clone() if is_little else tensor.cpu() for tensor in tensors]
 
 
 def _close(found: list[Tensor], wanted: list[Tensor]) -> bool:
-    pairs = ((one.cpu().float(), other.cpu().float()) for one, other in zip(found, wanted, strict=True))
-    differences = torch.stack([(one - other).norm() for one, other in pairs])
-    sizes = torch.stack([other.cpu().float().norm() for other in wanted])
-    return bool(differences.norm() <= TOLERANCE * sizes.norm())
+    """Whether tensors are nearly the same as others, compared where those are."""
+    wide = [tensor.float() for tensor in wanted]
+    differences = torch._foreach_sub([tensor.to(wanted[0].device).float() for tensor in found], wide)
+    apart, size = (torch.stack(torch._foreach_norm(each)).norm() for each in (differences, wide))
+    return bool(apart <= TOLERANCE * size)

@@ -204,7 +204,7 @@ class Trainer:
             self.notes.append(self.gradients.try_longest(self.plan.batch_size, count))
         refusal = "" if self.config.graphs else "graphs are off"
         refusal = "the run is deterministic" if self.config.deterministic else refusal
-        self.gradients.enable_graphs(self.plan.batch_size, refusal)
+        self.gradients.enable_graphs(self.plan.batch_size, self.total_steps - self.step, refusal)
         self.notes.append(self.gradients.graphs.in_words())
 
     def evaluate(self) -> float | None:

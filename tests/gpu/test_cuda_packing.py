@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from core import step_graphs
+from core import graph_shapes, step_graphs
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import AdapterConfig, DataConfig, OptimConfig
 from core.train import StepMetrics, Trainer
@@ -65,7 +65,7 @@ def test_replayed_steps_are_the_ordinary_ones(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("often", [3, 1000])
 def test_what_the_gpu_is_busy_with_is_recorded_when_it_comes_often(monkeypatch: pytest.MonkeyPatch, often: int) -> None:
     monkeypatch.setattr(step_graphs, "MOST_LAG", -1.0)  # as if every pass went on after its last launch
-    monkeypatch.setattr(step_graphs, "OFTEN", often)
+    monkeypatch.setattr(graph_shapes, "OFTEN", often)
     measured, eager = trainer(batch_size=24), trainer(batch_size=24, graphs=False)  # all rows: always one shape
     steps, ordinary = first(measured, 40), first(eager, 40)
     assert measured.gradients.graphs.reason == "" and measured.gradients.keeps_buffers == (often == 3)
