@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 
 from core.data.dataset import files_sha256, refuse_errors
 from core.data.mapping import paths_in
-from core.data.readers import read_rows
+from core.data.readers import UTF8, read_rows
 from core.data.recipe import Recipe
 from core.data.record_file import RecordWriter
 from core.data.records import Message, Record
@@ -105,9 +105,9 @@ class DatasetShelf:
         """`adding`, without reports."""
         return finished(self.adding(paths, name, recipe))
 
-    def columns(self, paths: Sequence[Path]) -> dict[str, str]:
+    def columns(self, paths: Sequence[Path], encoding: str = UTF8) -> dict[str, str]:
         """Where values are in the first rows of the files, as paths, each with the beginning of one of its values."""
-        rows = [row for path in paths for row in islice(read_rows(path), COLUMN_ROWS) if row.problem is None]
+        rows = [row for path in paths for row in islice(read_rows(path, encoding), COLUMN_ROWS) if row.problem is None]
         return {path: _sample(value) for path, value in paths_in(plain_names(row.values) for row in rows).items()}
 
     def view(self, row: DatasetRow) -> DatasetView:
@@ -165,7 +165,7 @@ class DatasetShelf:
     def _known(self, sha256: str, name: str, recipe: Recipe) -> DatasetRow | None:
         for row in self.library.datasets():
             manifest = self._manifest(row.id)
-            if (row.sha256, row.name) == (sha256, name) and manifest and manifest.recipe == recipe.as_dict():
+            if (row.sha256, row.name) == (sha256, name) and manifest and _recipe(manifest) == recipe.as_dict():
                 return row
         return None
 
@@ -175,6 +175,11 @@ class DatasetShelf:
 
     def _read_manifest(self, dataset_id: str) -> Manifest | None:
         return read_manifest(self.workspace.dataset_folder(dataset_id))
+
+
+def _recipe(manifest: Manifest) -> dict[str, object]:
+    """That a dataset was read with; an earlier version of the studio knew one encoding."""
+    return {"encoding": UTF8, **manifest.recipe}
 
 
 def finished(steps: Progress[T]) -> T:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from core.data.formats import formats
 from core.data.problems import KINDS
+from core.data.readers import ENCODINGS, UTF8, EncodingError
 from core.data.recipe import Recipe
 from core.errors import StudioError
 from studio.service import Studio
@@ -48,6 +49,10 @@ class DatasetForm:
                 self.split = gr.Textbox("train", label=t("datasets.split"), elem_id="dataset-split", max_length=200)
             self.fetch = gr.Button(t("datasets.fetch"), elem_id="dataset-fetch", size="sm")
         self.message = gr.HTML(elem_id="dataset-message")
+        self.encoding = gr.Dropdown(
+            [(name, encoding) for encoding, name in ENCODINGS.items()], value=UTF8, visible=False, filterable=False,
+            label=t("datasets.encoding"), info=t("datasets.encoding_info"), elem_id="dataset-encoding",
+        )  # fmt: skip
         self.detected = gr.HTML(elem_id="dataset-detected")
         with gr.Column(visible=False) as self.details:
             with gr.Row():
@@ -85,45 +90,62 @@ class DatasetForm:
         """What inspecting renews."""
         return [
             self.message, self.detected, self.problems, self.details, self.name, self.add, self.format, self.actions,
-            self.bad_rows, self.columns, self.recognised, *self.fields,
+            self.bad_rows, self.columns, self.recognised, self.encoding, *self.fields,
         ]  # fmt: skip
 
     @property
     def choices(self) -> list[Any]:
-        """What says how to read: files, format, actions, places of the columns."""
-        return [self.file, self.format, self.actions, *self.fields]
+        """What says how to read: files, encoding, format, actions, places of the columns."""
+        return [self.file, self.encoding, self.format, self.actions, *self.fields]
 
     # -- handlers
 
     def upload(self, paths: list[str] | None) -> Iterator[Updates]:
         """New files; what was chosen for the last ones says nothing about these."""
-        fresh = {self.format: AUTOMATIC, self.actions: usual_actions(), self.name: _name(paths)}
-        for updates in self.inspect(paths, AUTOMATIC, usual_actions(), *[""] * FIELDS):
+        fresh = {
+            self.format: AUTOMATIC, self.actions: usual_actions(), self.name: _name(paths),
+            self.encoding: gr.Dropdown(value=UTF8, visible=False),
+        }  # fmt: skip
+        for updates in self.inspect(paths, UTF8, AUTOMATIC, usual_actions(), *[""] * FIELDS):
             yield {**fresh, **updates}
 
-    def pick(self, paths: list[str] | None, format: str, actions: Mapping[str, str]) -> Iterator[Updates]:
-        """Another format than the detected one; it has other columns."""
-        yield from self.inspect(paths, format, actions, *[""] * FIELDS)
+    def pick(
+        self, paths: list[str] | None, encoding: str, format: str, actions: Mapping[str, str]
+    ) -> Iterator[Updates]:
+        """Another encoding, or another format than the detected one; it has other columns."""
+        yield from self.inspect(paths, encoding, format, actions, *[""] * FIELDS)
 
     def remap(
-        self, recognised: str, paths: list[str] | None, format: str, actions: Mapping[str, str], *fields: str
+        self,
+        recognised: str,
+        paths: list[str] | None,
+        encoding: str,
+        format: str,
+        actions: Mapping[str, str],
+        *fields: str,
     ) -> Iterator[Updates]:
         """Another place for a column, of the chosen format or else of the detected one."""
-        for updates in self.inspect(paths, format or recognised, actions, *fields):
+        for updates in self.inspect(paths, encoding, format or recognised, actions, *fields):
             yield {self.format: format or recognised, **updates}
 
     def decide(
-        self, event: gr.EventData, paths: list[str] | None, format: str, actions: Mapping[str, str], *fields: str
+        self,
+        event: gr.EventData,
+        paths: list[str] | None,
+        encoding: str,
+        format: str,
+        actions: Mapping[str, str],
+        *fields: str,
     ) -> Iterator[Updates]:
         """Another action for one kind of problem."""
         kind, action = str(event.id), str(event.action)
         if kind in KINDS and action in KINDS[kind].actions:
             actions = {**actions, kind: action}
-        for updates in self.inspect(paths, format, actions, *fields):
+        for updates in self.inspect(paths, encoding, format, actions, *fields):
             yield {self.actions: actions, **updates}
 
     def inspect(
-        self, paths: list[str] | None, format: str, actions: Mapping[str, str], *fields: str
+        self, paths: list[str] | None, encoding: str, format: str, actions: Mapping[str, str], *fields: str
     ) -> Iterator[Updates]:
         """Read the files and tell what is in them; a file of no known format gets the form to say what it is."""
         if not paths:
@@ -132,10 +154,12 @@ class DatasetForm:
         files: list[Path] = []
         try:
             files = self.uploaded(paths)
-            yield from self._read(files, format, actions, fields)
+            yield from self._read(files, encoding, format, actions, fields)
         except StudioError as error:
-            columns = self._mapping(files, format, fields) if files else {}
+            columns = self._mapping(files, encoding, format, fields) if files else {}
+            asked = {self.encoding: gr.Dropdown(value=encoding, visible=True)}
             unreadable = {
+                **(asked if isinstance(error, EncodingError) else {}),
                 self.details: gr.Column(visible=bool(columns)),
                 self.add: gr.Button(self.t("datasets.add"), interactive=False),
             }
@@ -145,9 +169,9 @@ class DatasetForm:
             }  # fmt: skip
 
     def _read(
-        self, files: list[Path], format: str, actions: Mapping[str, str], fields: tuple[str, ...]
+        self, files: list[Path], encoding: str, format: str, actions: Mapping[str, str], fields: tuple[str, ...]
     ) -> Iterator[Updates]:
-        recipe = self.recipe(format, actions, *fields)
+        recipe = self.recipe(encoding, format, actions, *fields)
         bad_rows = self.studio.workspace.problems_folder(files[0].parent.name) / "rows.jsonl"
         bad_rows.parent.mkdir(mode=0o700, exist_ok=True)
         reading, reported = self.studio.dataset_shelf.inspecting(files, recipe, bad_rows), time.monotonic()
@@ -170,18 +194,18 @@ class DatasetForm:
             self.bad_rows: self._download(files) if found.counts else "",
             self.columns: gr.Accordion(visible=bool(one_format), open=any(fields)),
             self.recognised: one_format,
-            **self._mapping(files, one_format, fields),
+            **self._mapping(files, encoding, one_format, fields),
         }
 
     def uploaded(self, paths: list[str]) -> list[Path]:
         """The uploads; WorkspaceError for any other file, which a forged request might name."""
         return [self.studio.workspace.uploaded(Path(path)) for path in paths]
 
-    def recipe(self, format: str, actions: Mapping[str, str], *fields: str) -> Recipe:
+    def recipe(self, encoding: str, format: str, actions: Mapping[str, str], *fields: str) -> Recipe:
         """The choices on the page as a recipe; columns count only with the format that they belong to."""
         names = _field_names(format)
         columns = {name: path for name, path in zip(names, fields, strict=False) if path and path != name}
-        return Recipe(format or None, columns, {**usual_actions(), **actions})
+        return Recipe(format or None, columns, {**usual_actions(), **actions}, encoding)
 
     def start_fetching(self, hub_id: str, subset: str, split: str) -> Updates:
         """Queue the fetching of a dataset of the hub."""
@@ -191,7 +215,8 @@ class DatasetForm:
 
     def forget(self) -> Updates:
         """No file is chosen any more."""
-        return {**self._nothing_found(), self.message: "", self.details: gr.Column(visible=False), self.name: ""}
+        hidden = {self.details: gr.Column(visible=False), self.encoding: gr.Dropdown(value=UTF8, visible=False)}
+        return {**self._nothing_found(), **hidden, self.message: "", self.name: ""}
 
     def _nothing_found(self) -> Updates:
         return {self.detected: "", self.problems: "", self.bad_rows: ""}
@@ -204,10 +229,10 @@ class DatasetForm:
             return self.t("datasets.add_all", n=f"{found.rows:,}")
         return self.t("datasets.add_some", n=f"{found.rows:,}", left=f"{found.bad_rows:,}")
 
-    def _mapping(self, files: list[Path], format: str, fields: tuple[str, ...]) -> Updates:
+    def _mapping(self, files: list[Path], encoding: str, format: str, fields: tuple[str, ...]) -> Updates:
         """A field for each column of the format, offering every place in the rows with its first value."""
         try:
-            found = self.studio.dataset_shelf.columns(files)
+            found = self.studio.dataset_shelf.columns(files, encoding)
         except StudioError:
             return {}  # not even rows can be read
         offered = [

@@ -82,7 +82,7 @@ class Scan:
         return self.matched / self.readable if self.readable else 0.0
 
     def _file(self, path: Path, name: str) -> Iterator[Verdict]:
-        rows = (_plain_row(row, self.recipe.columns) for row in read_rows(path))
+        rows = (_plain_row(row, self.recipe.columns) for row in read_rows(path, self.recipe.encoding))
         head = list(islice(rows, DETECT_ROWS))
         detection = _detection(head, path, self.recipe)
         self.detections.append(detection)

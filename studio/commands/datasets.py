@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from core.data.problems import KINDS
+from core.data.readers import ENCODINGS, UTF8
 from core.data.recipe import Recipe
 from core.errors import ConfigError
 from studio.commands.following import follow
@@ -37,6 +38,7 @@ def add_dataset(
     on: Annotated[
         list[str] | None, typer.Option(help=f"What to do with rows that have a problem, as duplicate=skip. {_KINDS}.")
     ] = None,
+    encoding: Annotated[str, typer.Option(help=f"Of text files: {', '.join(ENCODINGS)}.")] = UTF8,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that are wrong.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only tell what is in it and what is wrong.")] = False,
     bad_rows: Annotated[
@@ -46,7 +48,7 @@ def add_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Add a dataset of one file or several; the first row that is wrong is named."""
-    recipe = Recipe(format, _pairs(column, "--column"), _pairs(on, "--on"))
+    recipe = Recipe(format, _pairs(column, "--column"), _pairs(on, "--on"), encoding)
     recipe = recipe.skipping_errors() if skip_bad_rows else recipe
     with open_studio(workspace) as studio:
         if check:
@@ -85,12 +87,13 @@ def fetch_dataset(
 @datasets.command("columns")
 def show_columns(
     paths: Annotated[list[Path], typer.Argument(help="The files.")],
+    encoding: Annotated[str, typer.Option(help=f"Of text files: {', '.join(ENCODINGS)}.")] = UTF8,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where values are in the rows of files, for `add --column`."""
     with open_studio(workspace) as studio:
-        found = studio.dataset_shelf.columns(paths)
+        found = studio.dataset_shelf.columns(paths, Recipe(encoding=encoding).encoding)
     emit(as_json, {"columns": found}, table(("path", "first value"), found.items()))
 
 

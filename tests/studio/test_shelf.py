@@ -12,7 +12,7 @@ import pytest
 
 from core.data.recipe import Recipe
 from core.errors import DatasetError
-from studio.dataset_files import RECORDS, open_dataset, read_manifest
+from studio.dataset_files import MANIFEST, RECORDS, open_dataset, read_manifest
 from studio.service import Studio
 
 GOOD = {"prompt": "p", "completion": "c"}
@@ -50,6 +50,17 @@ def test_a_version_holds_files_rows_and_recipe(studio: Studio, tmp_path: Path) -
     fixed = Recipe(actions={"empty_answer": "fix", "no_assistant": "skip"})
     other = studio.dataset_shelf.add([one, two], "both", fixed)
     assert other.id != view.id and other.records_sha256 == view.records_sha256
+
+
+def test_what_an_earlier_studio_filed_is_known(studio: Studio, tmp_path: Path) -> None:
+    path = written(tmp_path / "one.jsonl", GOOD)
+    view = studio.add_dataset(path)
+    file = studio.workspace.dataset_folder(view.id) / MANIFEST
+    manifest = json.loads(file.read_text("utf-8"))
+    del manifest["recipe"]["encoding"]
+    file.write_text(json.dumps(manifest), "utf-8")
+    assert studio.add_dataset(path).id == view.id
+    assert studio.dataset_shelf.add([path], path.stem, Recipe(encoding="gb18030")).id != view.id
 
 
 def test_rows_that_were_changed_on_disk_are_not_trained_on(studio: Studio, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 from core.data.problems import KINDS
+from core.data.readers import UTF8
 from core.data.recipe import Recipe
 from core.errors import StudioError
 from studio.downloads import open_export
@@ -74,11 +75,11 @@ def test_files_are_described_and_the_button_says_what_it_will_add(
 def test_a_decision_changes_what_is_added(form: DatasetForm, uploads: Path, t: Translator) -> None:
     path = written(uploads, GOOD, GOOD, GOOD)
     click = SimpleNamespace(id="duplicate", action="skip")
-    shown = last(form.decide(click, [path], "", usual_actions(), *[""] * FIELDS))  # type: ignore[arg-type]
+    shown = last(form.decide(click, [path], UTF8, "", usual_actions(), *[""] * FIELDS))  # type: ignore[arg-type]
     assert shown[form.actions]["duplicate"] == "skip"
     assert shown[form.add].value == t("datasets.add_some", n="1", left="2")
     for forged in (SimpleNamespace(id="duplicate", action="fix"), SimpleNamespace(id="x", action="skip")):
-        shown = last(form.decide(forged, [path], "", usual_actions(), *[""] * FIELDS))  # type: ignore[arg-type]
+        shown = last(form.decide(forged, [path], UTF8, "", usual_actions(), *[""] * FIELDS))  # type: ignore[arg-type]
         assert shown[form.actions] == usual_actions()
 
 
@@ -86,14 +87,14 @@ def test_unknown_columns_lead_to_the_mapping(form: DatasetForm, uploads: Path, t
     path = written(uploads, {"item": {"q": "ask", "a": ["say"]}})
     shown = last(form.upload([path]))
     assert "item" in shown[form.message] and not shown[form.add].interactive
-    shown = last(form.pick([path], "prompt_completion", usual_actions()))
+    shown = last(form.pick([path], UTF8, "prompt_completion", usual_actions()))
     first = shown[form.fields[0]]
     assert first.visible and first.label == t("datasets.column_needed", name="prompt")
     assert ("item.a.0 · say", "item.a.0") in first.choices
     places = ["item.q", "item.a.0", "", "", ""]
-    shown = last(form.remap("", [path], "prompt_completion", usual_actions(), *places))
+    shown = last(form.remap("", [path], UTF8, "prompt_completion", usual_actions(), *places))
     assert shown[form.add].interactive and shown[form.message] == ""
-    assert form.recipe("prompt_completion", {}, *places).columns == {"prompt": "item.q", "completion": "item.a.0"}
+    assert form.recipe(UTF8, "prompt_completion", {}, *places).columns == {"prompt": "item.q", "completion": "item.a.0"}
 
 
 def test_what_cannot_be_read_offers_no_form(form: DatasetForm, uploads: Path) -> None:
@@ -102,6 +103,22 @@ def test_what_cannot_be_read_offers_no_form(form: DatasetForm, uploads: Path) ->
     shown = last(form.upload([str(path)]))
     assert "UTF-8" in shown[form.message] and shown[form.details].visible is False
     assert last(form.upload(None))[form.details].visible is False
+
+
+def test_a_file_of_another_encoding_is_asked_for_it(form: DatasetForm, uploads: Path, t: Translator) -> None:
+    path = uploads / "a.csv"
+    path.write_bytes("问题,回答\n你好，世界,早上好\n".encode("gbk"))
+    shown = last(form.upload([str(path)]))
+    assert "UTF-8" in shown[form.message] and shown[form.encoding].visible and shown[form.encoding].value == UTF8
+    assert not shown[form.add].interactive and shown[form.details].visible is False
+    shown = last(form.pick([str(path)], "gb18030", "question_answer", usual_actions()))
+    assert ("问题 · 你好，世界", "问题") in shown[form.fields[0]].choices
+    shown = last(form.remap("", [str(path)], "gb18030", "question_answer", usual_actions(), "问题", "回答", "", "", ""))
+    assert shown[form.add].interactive and shown[form.message] == ""
+    recipe = form.recipe("gb18030", "question_answer", {}, "问题", "回答")
+    view = form.studio.dataset_shelf.add([path], "早", recipe)
+    assert form.studio.preview(view.id)[0].turns[-1][1] == "早上好"
+    assert form.forget()[form.encoding].visible is False, "the next file is UTF-8 again"
 
 
 def test_only_uploads_are_read(form: DatasetForm, tmp_path: Path) -> None:
@@ -128,12 +145,12 @@ def test_several_files_become_one_dataset(studio: Studio, uploads: Path, t: Tran
     with gr.Blocks():
         tab.layout()
     paths = [written(uploads, GOOD), written(uploads, {"question": "q", "answer": "a"}, name="b.jsonl")]
-    shown = last(tab._add("both", paths, "", usual_actions(), *[""] * FIELDS))
+    shown = last(tab._add("both", paths, UTF8, "", usual_actions(), *[""] * FIELDS))
     assert t("datasets.added", name="both") in shown[tab.form.message]
     (made,) = studio.datasets()
     assert (made.rows, made.files) == (2, ("a.jsonl", "b.jsonl")) and shown[tab.chosen] == made.id
     assert t("format.question_answer") in shown[tab.library]
-    assert t("datasets.no_file") in last(tab._add("", None, "", {}))[tab.form.message]
+    assert t("datasets.no_file") in last(tab._add("", None, UTF8, "", {}))[tab.form.message]
 
 
 def test_tokens_are_shown_and_nothing_of_them_is_interpreted(t: Translator) -> None:

@@ -92,7 +92,8 @@ class DatasetsTab(Tab):
         stream = guarded_stream(form.message, self.t)
         outputs, working = form.answers, {"show_progress": "minimal", "show_progress_on": [form.detected]}
         self.listen(form.file.upload, stream(form.upload), [form.file], outputs, **working)
-        self.listen(form.format.input, stream(form.pick), form.choices[:3], outputs, **working)
+        for choice in (form.encoding, form.format):
+            self.listen(choice.input, stream(form.pick), form.choices[:4], outputs, **working)
         self.listen(form.problems.click, stream(form.decide), form.choices, outputs, **working)
         for field in form.fields:
             self.listen(field.input, stream(form.remap), [form.recognised, *form.choices], outputs, **working)
@@ -131,12 +132,12 @@ class DatasetsTab(Tab):
     # -- adding
 
     def _add(
-        self, name: str, paths: list[str] | None, format: str, actions: dict[str, str], *fields: str
+        self, name: str, paths: list[str] | None, encoding: str, format: str, actions: dict[str, str], *fields: str
     ) -> Iterator[Updates]:
         if not paths:
             yield {self.form.message: no_file(self.t)}
             return
-        recipe = self.form.recipe(format, actions, *fields)
+        recipe = self.form.recipe(encoding, format, actions, *fields)
         adding = self.studio.dataset_shelf.adding(self.form.uploaded(paths), (name or "").strip(), recipe)
         while True:
             try:

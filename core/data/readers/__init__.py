@@ -1,6 +1,7 @@
 """Reading rows from files, one file type a module, as streams and in bounded memory. Torch-free.
 
-Nothing is guessed: text is UTF-8 or refused, and every error names the line and what to do about it.
+Nothing is guessed: text is in the encoding that was named, UTF-8 unless another was, or refused; and every error names
+the line and what to do about it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from pathlib import Path
 from core.data.readers.delimited import read_csv, read_tsv
 from core.data.readers.json_lines import read_json_lines
 from core.data.readers.json_list import read_json_list
+from core.data.readers.lines import ENCODINGS, UTF8, EncodingError
 from core.data.readers.parquet import read_parquet
 from core.data.readers.plain_text import read_plain_text
 from core.data.readers.row import Row
 from core.data.readers.spreadsheet import read_spreadsheet
 from core.errors import DatasetError
 
-Reader = Callable[[Path], Iterator[Row]]
+Reader = Callable[[Path, str], Iterator[Row]]  # of a file, with the encoding of its text if it is one
 
 READERS: dict[str, Reader] = {
     ".jsonl": read_json_lines,
@@ -30,15 +32,15 @@ READERS: dict[str, Reader] = {
 }
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, encoding: str = UTF8) -> Iterator[Row]:
     """Stream the rows of a file, by its suffix.
 
     A row that cannot be read comes with its problem. What concerns the whole file raises DatasetError: it is missing,
-    empty, of an unknown type, not UTF-8, or damaged in a way that hides where the next row begins.
+    empty, of an unknown type, of another encoding, or damaged in a way that hides where the next row begins.
     """
     reader = reader_of(path)
     found = False
-    for row in reader(path):
+    for row in reader(path, encoding):
         found = True
         yield row
     if not found:
@@ -57,4 +59,4 @@ def reader_of(path: Path) -> Reader:
     return READERS[path.suffix.lower()]
 
 
-__all__ = ["READERS", "Reader", "Row", "read_rows", "reader_of"]
+__all__ = ["ENCODINGS", "READERS", "UTF8", "EncodingError", "Reader", "Row", "read_rows", "reader_of"]

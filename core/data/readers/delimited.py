@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from core.data.problems import RowError
-from core.data.readers.lines import read_lines
+from core.data.readers.lines import UTF8, read_lines
 from core.data.readers.row import Row
 from core.errors import DatasetError
 
 
-def read_csv(path: Path) -> Iterator[Row]:
+def read_csv(path: Path, encoding: str = UTF8) -> Iterator[Row]:
     """Stream a .csv file divided by commas, or by semicolons or tabs where its first line has those and no comma.
 
     Raises DatasetError for a field that never ends (an unclosed quote), since that hides where the next row begins.
     """
-    lines = _Lines(path)
+    lines = _Lines(path, encoding)
     reader = csv.reader(lines, delimiter=_delimiter(lines.first), strict=True)
     header: list[str] = []
     while True:
@@ -39,13 +39,13 @@ def read_csv(path: Path) -> Iterator[Row]:
             header = _header(path, start, fields)
 
 
-def read_tsv(path: Path) -> Iterator[Row]:
+def read_tsv(path: Path, encoding: str = UTF8) -> Iterator[Row]:
     """Stream a .tsv file: a tab divides fields, a line end divides rows, and a quote is an ordinary character.
 
     Only a field that is quoted as a whole, in the way spreadsheets write it, loses its quotes.
     """
     header: list[str] = []
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, encoding):
         if not line.strip():
             continue
         fields = [_unquoted(field) for field in line.removesuffix("\n").split("\t")]
@@ -58,11 +58,11 @@ def read_tsv(path: Path) -> Iterator[Row]:
 class _Lines:
     """The lines of a file for `csv.reader`, which knows how many of them it took."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str) -> None:
         self.number = 0
         self.last = ""
         self.ended = False
-        self._lines = read_lines(path)
+        self._lines = read_lines(path, encoding)
         self._next = next(self._lines, None)
         self.first = self._next[1] if self._next else ""
 

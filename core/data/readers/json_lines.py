@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.data.problems import RowError
-from core.data.readers.lines import read_lines
+from core.data.readers.lines import UTF8, read_lines
 from core.data.readers.row import Row, row_values
 from core.data.readers.strict_json import parse_json
 from core.errors import DatasetError
 
 
-def read_json_lines(path: Path) -> Iterator[Row]:
+def read_json_lines(path: Path, encoding: str = UTF8) -> Iterator[Row]:
     """Stream a .jsonl file; blank lines are passed over. Raises DatasetError where the file is one JSON list."""
     first = True
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, encoding):
         if not line.strip():
             continue
         if first and line.lstrip().startswith("[") and not line.rstrip().endswith("]"):

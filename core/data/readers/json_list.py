@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.problems import RowError
-from core.data.readers.lines import MAX_LINE_BYTES, read_lines
+from core.data.readers.lines import MAX_LINE_BYTES, UTF8, read_lines
 from core.data.readers.row import Row, row_values
 from core.data.readers.strict_json import BrokenJson, parse_json_at
 from core.errors import DatasetError
@@ -16,9 +16,9 @@ from core.errors import DatasetError
 MAX_VALUE_LENGTH = MAX_LINE_BYTES  # characters
 
 
-def read_json_list(path: Path) -> Iterator[Row]:
+def read_json_list(path: Path, encoding: str = UTF8) -> Iterator[Row]:
     """Stream a .json file. Raises DatasetError at the first place that is not JSON, as no later row can be found."""
-    text = _Text(path)
+    text = _Text(path, encoding)
     first = text.peek()
     if first == "[":
         yield from _rows(text)
@@ -86,10 +86,10 @@ def _outside_rows(text: _Text) -> Any:
 class _Text:
     """The file's text, of which only the part being parsed is in memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str) -> None:
         self.name = path.name
         self.line = 1  # of the next character
-        self._lines = read_lines(path)
+        self._lines = read_lines(path, encoding)
         self._buffer = ""
         self._at = 0
 

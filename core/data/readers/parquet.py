@@ -16,7 +16,7 @@ MAX_GROWTH = 500  # unpacked bytes for each byte of the file, above what is harm
 HARMLESS_BYTES = 100_000_000
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
+def read_parquet(path: Path, encoding: str = "") -> Iterator[Row]:
     """Stream a .parquet file. Raises DatasetError when it is damaged or unpacks to more than `MAX_BYTES`."""
     try:
         import pyarrow as arrow

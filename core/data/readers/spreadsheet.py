@@ -14,7 +14,7 @@ from core.errors import DatasetError
 MAX_BYTES = 2_000_000_000  # unpacked: a workbook is a ZIP archive, of which a small one can hold much
 
 
-def read_spreadsheet(path: Path) -> Iterator[Row]:
+def read_spreadsheet(path: Path, encoding: str = "") -> Iterator[Row]:
     """Stream the first sheet of a workbook, whose first row names the columns; a formula gives its stored value.
 
     Raises DatasetError when it is damaged, unpacks to more than `MAX_BYTES`, or openpyxl is missing.
