@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
+from core.data.detection import rule_of
 from core.data.formats import formats
 from core.methods import methods
 from ui import forms
@@ -129,6 +130,15 @@ def templates() -> set[str]:
     return found
 
 
+def test_why_rows_are_of_a_format_is_said_in_chinese() -> None:
+    t, rules = Translator("zh"), [f"{rule_of(name)}; they also fit alpaca" for name in formats.names()]
+    for rule in rules:
+        said = t.sentence(rule)
+        assert said.startswith("各行含有列") and said.endswith("；也符合 alpaca")
+        assert not re.search(r"\b(and|or)\b", said)
+    assert t.sentence(rule_of("question_answer")) == "各行含有列 'question' 和 'answer'（或 'answers'）"
+
+
 def test_translated_sentences_exist() -> None:
     """A sentence that was reworded loses its translation; this says which."""
     sentences = json.loads((ROOT / "ui/i18n/sentences_zh.json").read_text("utf-8"))
@@ -138,6 +148,7 @@ def test_translated_sentences_exist() -> None:
         "{} is {}; it must be between {} and {}.", "{} is {}; it must be at least {}.",
         "{} is {}; it must be at most {}.", "rows with the column {}", "rows with the columns {}",
         "Line {} of {}", "Row {} of {}", "Line {} of {}: {}", "Row {} of {}: {}",
+        "'{}' and {}", "{} (or '{}')", "{}; they also fit {}",
     }  # fmt: skip
     assert {key for key in sentences if key not in known} - composed == set()
 

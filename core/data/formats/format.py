@@ -28,8 +28,9 @@ class Format(ABC):
     @property
     def needs(self) -> str:
         """The columns in words: 'prompt' and 'completion' (or 'response')."""
-        parts = (f"'{first}'" + "".join(f" (or '{name}')" for name in others) for first, *others in self.columns)
-        return " and ".join(parts)
+        others = (", ".join(f"'{name}'" for name in names[1:]) for names in self.columns)
+        pairs = zip(self.columns, others, strict=True)
+        return " and ".join(f"'{names[0]}'" + (f" (or {more})" if more else "") for names, more in pairs)
 
     @abstractmethod
     def messages(self, values: Values) -> tuple[Message, ...]:
