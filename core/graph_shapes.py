@@ -19,7 +19,7 @@ OFTEN = 16  # times in a row that a shape has come before it is recorded althoug
 MOST_FILLED, MOST_LISTED = 1.2, 1.5  # positions, and trained ones, of a recorded shape that a batch is filled up to
 
 
-class Coming:
+class ShapeCounts:
     """How often each shape has come in a run of so many batches, and which will come often enough to be recorded."""
 
     def __init__(self, batches: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.packing import PackedBatch, Shape, fill_up
-from core.graph_shapes import Coming, Key, covering, one_length, shape_of, static_shape
+from core.graph_shapes import Key, ShapeCounts, covering, one_length, shape_of, static_shape
 from core.loss import device_of
 from core.micro_batches import MicroBatches
 from core.packed_attention import why_no_varlen_on
@@ -59,7 +59,7 @@ class StepGraphs:
         self.reason = "graphs are for CUDA devices"
         self._usual = 0  # positions of a batch
         self._busy = math.inf  # positions from which the GPU is busy longer than the launches take
-        self._coming = Coming(0)
+        self._counts = ShapeCounts(0)
         self.drop()
 
     def train(self, parameters: list[nn.Parameter]) -> None:
@@ -70,7 +70,7 @@ class StepGraphs:
     def drop(self) -> None:
         """Forget what was recorded, when memory is short or other parameters train."""
         self._recorded: dict[Key, _Recorded] = {}
-        self._coming.forget()
+        self._counts.forget()
         self._pool: Any = None
 
     def enable(self, batch_size: int, lengths: Sequence[int], steps: int, refusal: str) -> None:
@@ -80,7 +80,7 @@ class StepGraphs:
         """
         tokens = batch_size * sum(lengths) // len(lengths)
         self._usual = min(self.batches.tokens, tokens)
-        self._coming = Coming(steps * math.ceil(tokens / self.batches.tokens))
+        self._counts = ShapeCounts(steps * math.ceil(tokens / self.batches.tokens))
         self.reason = refusal or self._why_not()
         if self.reason:
             return
@@ -130,10 +130,10 @@ class StepGraphs:
         """Whether a batch runs as a graph."""
         if self.reason or not isinstance(batch, PackedBatch):
             return False
-        self._coming.pass_by()
+        self._counts.pass_by()
         if self._covering(batch) is not None:
             return True
-        is_due = self._coming.is_due(shape_of(batch), batch.n_positions >= self._busy)
+        is_due = self._counts.is_due(shape_of(batch), batch.n_positions >= self._busy)
         return is_due and len(self._recorded) < MOST_GRAPHS
 
     def run(self, batch: PackedBatch, trained: int) -> Tensor:

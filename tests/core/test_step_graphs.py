@@ -15,7 +15,7 @@ from core.config import AdapterConfig, TrainConfig
 from core.data.batching import Sampler
 from core.data.packing import PackedBatch, Shape
 from core.data.tokenized import TokenizedExample
-from core.graph_shapes import OFTEN, Coming, shape_of
+from core.graph_shapes import OFTEN, ShapeCounts, shape_of
 from core.micro_batches import MicroBatches
 from core.step_graphs import BUSY, StepGraphs
 from core.tasks.completion import Completion
@@ -166,7 +166,7 @@ def test_a_few_graphs_serve_most_steps_of_three_epochs(
     ("aabbccddeeaa", True),  # three times, and at that rate twice more
 ])  # fmt: skip
 def test_what_is_likely_to_come_again_is_recorded(shapes: str, is_due: bool) -> None:
-    run, found = Coming(batches=20), False
+    run, found = ShapeCounts(batches=20), False
     for shape in shapes:
         run.pass_by()
         found = run.is_due((ord(shape),), is_busy=False)

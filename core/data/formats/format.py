@@ -28,9 +28,9 @@ class Format(ABC):
     @property
     def needs(self) -> str:
         """The columns in words: 'prompt' and 'completion' (or 'response')."""
-        others = (", ".join(f"'{name}'" for name in names[1:]) for names in self.columns)
-        pairs = zip(self.columns, others, strict=True)
-        return " and ".join(f"'{names[0]}'" + (f" (or {more})" if more else "") for names, more in pairs)
+        parts = (f"{first!r} (or {', '.join(map(repr, others))})" if others else f"{first!r}"
+                 for first, *others in self.columns)  # fmt: skip
+        return " and ".join(parts)
 
     @abstractmethod
     def messages(self, values: Values) -> tuple[Message, ...]:
