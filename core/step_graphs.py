@@ -303,8 +303,10 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _close(found: list[Tensor], wanted: list[Tensor]) -> bool:
-    """Whether tensors are nearly the same as others, compared where those are."""
-    wide = [tensor.float() for tensor in wanted]
-    differences = torch._foreach_sub([tensor.to(wanted[0].device).float() for tensor in found], wide)
-    apart, size = (torch.stack(torch._foreach_norm(each)).norm() for each in (differences, wide))
-    return bool(apart <= TOLERANCE * size)
+    """Whether tensors are nearly the same as others, compared where those are, one by one, as they may be large."""
+    apart, sizes = [], []
+    for one, other in zip(found, wanted, strict=True):
+        wide = other.float()
+        apart.append((one.to(wide.device).float() - wide).norm())
+        sizes.append(wide.norm())
+    return bool(torch.stack(apart).norm() <= TOLERANCE * torch.stack(sizes).norm())
