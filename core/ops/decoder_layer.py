@@ -9,7 +9,6 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.ops.gated_mlp import GatedMLP, gated_mlp
 from core.ops.group import Group
+from core.ops.kernels import is_hopper
 from core.ops.normed_linear import begin_branch
 from core.ops.output_linear import output_linear
 from core.ops.precision import compute_dtype
@@ -132,13 +132,8 @@ def _attend(
 
 def _preferred_kernels(device: torch.device) -> AbstractContextManager[None]:
     """On Hopper and newer cuDNN's attention first: forward and backward took 1.2 ms where FlashAttention 2 took 2.1."""
-    if device.type != "cuda" or not _is_hopper(device.index or 0):
+    if device.type != "cuda" or not is_hopper(device):
         return nullcontext()
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     chosen: AbstractContextManager[None] = sdpa_kernel(order, set_priority=True)
     return chosen
-
-
-@cache
-def _is_hopper(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) >= (9, 0)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WIDEST = 128  # rank that the kernels with small products hold
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)  # for which there are fast products of small tiles
+ALIGNED = 8  # 16-bit numbers: rows begin where the kernels can fetch from
+_DTYPES = (torch.float32, *HALVES)
 
 
 class Kernels(Protocol):
@@ -117,6 +119,10 @@ class Kernels(Protocol):
         """`scaling.scale_back`."""
         ...
 
+    def small_gradients(self, whole: Tensor, b: Tensor, small: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """dS and dB of `small_gradients.small_gradients`, each in one, of dy, B and S that lie in one each."""
+        ...
+
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The losses (N) of logits (N, V), which become their own gradients; a negative target counts for nothing."""
         ...
@@ -129,6 +135,12 @@ class Kernels(Protocol):
 def kernels_for(x: Tensor) -> Kernels | None:
     """The module with the kernels for a tensor's device and number format; None where there are none."""
     return _kernels() if x.is_cuda and x.dtype in _DTYPES else None
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether a GPU is of the Hopper generation or newer, for which the kernels were made."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @cache

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from core.ops.gating import GELU, SILU, Activation, gate_backward, gate_forward
 from core.ops.group import Group, Kept
-from core.ops.kernels import kernels_for
+from core.ops.kernels import ALIGNED, HALVES, is_hopper, kernels_for
 
 logger = logging.getLogger(__name__)
 
 WIDEST_RANK = 32  # whose sums the kernels hold in registers
-ALIGNED = 8  # numbers: rows begin where the kernels can fetch from
-DTYPES = (torch.bfloat16, torch.float16)  # for which there are fast products of small tiles
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool
     groups = inner, outer
     return (
         kernels_for(h) is not None
-        and h.dtype in DTYPES
+        and h.dtype in HALVES
         and activation is not GELU
         and [len(group.projections) for group in groups] == [len(group.adapted) for group in groups] == [2, 1]
         and not any(group.dropping or group.scaled for group in groups)
@@ -63,7 +61,7 @@ def joins(inner: Group, outer: Group, activation: Activation, h: Tensor) -> bool
 @cache
 def _runs_on(device: torch.device) -> bool:
     """Whether the kernels, which were made on a Hopper GPU, run on a device: tried once on one that is older."""
-    if torch.cuda.get_device_capability(device) >= (9, 0):
+    if is_hopper(device):
         return True
     x, small, b, a = (
         torch.zeros(size, dtype=torch.float16, device=device) for size in ((16, 64), (16, 16), (64, 16), (16, 64))

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from core.ops.adjacent import below_each_other, side_by_side
 from core.ops.group import Group, Kept, add_product
-from core.ops.kernels import WIDEST, kernels_for
-from core.ops.lora_gate import DTYPES
+from core.ops.kernels import HALVES, WIDEST, kernels_for
 
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -51,7 +50,7 @@ class Turn:
         """Whether it adds the small products: those of three plain LoRA layers turned as a whole, on a device."""
         return (
             kernels_for(h) is not None
-            and h.dtype in DTYPES
+            and h.dtype in HALVES
             and self.cos.shape[-1] == self.size
             and len(group.projections) == 3
             and all(each.adapter is not None and not each.is_dora for each in group.projections)

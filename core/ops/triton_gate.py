@@ -14,6 +14,7 @@ from torch import Tensor
 from triton.language.extra import libdevice
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from core.ops.kernels import is_hopper
 from core.ops.triton_products import _load_small, blocks_of
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def lora_gate_backward(
 
 def _tiles(ranks: list[int], device: torch.device) -> tuple[dict[str, int], dict[str, int]]:
     """The tiles forward and backward; the larger ones need a GPU of the Hopper generation or newer, and few ranks."""
-    return FAST if _filled(ranks) == 16 and torch.cuda.get_device_capability(device) >= (9, 0) else SMALL
+    return FAST if _filled(ranks) == 16 and is_hopper(device) else SMALL
 
 
 def _tiled(matrix: Tensor, tile: dict[str, int]) -> Any:

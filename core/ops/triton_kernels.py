@@ -26,6 +26,7 @@ from core.ops.triton_rope import rope as rope
 from core.ops.triton_rope import turn as turn
 from core.ops.triton_scaled_gate import scaled_gate_backward as scaled_gate_backward
 from core.ops.triton_scaled_gate import scaled_gate_forward as scaled_gate_forward
+from core.ops.triton_small_gradients import small_gradients as small_gradients
 
 LOGITS = 8192  # of a row that a program looks at together
 LOG2_E = tl.constexpr(1.4426950408889634)

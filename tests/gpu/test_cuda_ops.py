@@ -10,9 +10,10 @@ import torch
 
 from core import loss
 from core.adapters.dora import row_lengths
-from core.ops import dropout, gating, lora_gate, rms_norm, rope, scaled_gate
+from core.ops import dropout, gating, group_gradients, lora_gate, rms_norm, rope, scaled_gate
 from core.ops.fast_path import FastPath
-from core.ops.kernels import kernels_for
+from core.ops.kernels import is_hopper, kernels_for
+from core.ops.small_gradients import small_gradients
 from core.quantize.model import quantize_model
 from tests.core.ops.families import OWN, adapted, step, tiny, worst_difference
 from tests.live import figure
@@ -207,6 +208,58 @@ def test_the_kernel_that_adds_a_small_product(dtype: torch.dtype, rank: int) -> 
     torch.testing.assert_close(
         found.float(), expected, **(CLOSE[dtype] | {"atol": 1e-3 if dtype == torch.float32 else 0.1})
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("widths", [(96,), (80, 48), (576, 192, 192), (1040, 48, 48), (2048, 512, 512)], ids=str)
+@pytest.mark.parametrize(("rank", "rows"), [(16, 300), (3, 70), (32, 2100)])
+def test_both_small_gradients_in_one_pass(dtype: torch.dtype, widths: tuple[int, ...], rank: int, rows: int) -> None:
+    if not is_hopper(torch.device("cuda")):
+        pytest.skip("older GPUs form them one by one")
+    # in a wider matrix, and behind other numbers, as the parts of larger ones lie
+    gradients = numbers(rows, sum(widths) + 16, dtype=dtype)[:, 8:-8].split(widths, dim=1)
+    factors = numbers(sum(widths) + 8, rank, dtype=dtype)[8:].split(widths)
+    smalls = numbers(rows, rank * len(widths) + 1, dtype=dtype)[:, 1:].split(rank, dim=1)
+    found = small_gradients(gradients, factors, smalls)
+    assert found is not None
+    d_small, d_factors = found
+    for dy, b, s, d_s, d_b in zip(gradients, factors, smalls, d_small.split(rank, dim=1), d_factors, strict=True):
+        torch.testing.assert_close(d_s, dy @ b, rtol=1e-2, atol=1e-2 * rank)
+        torch.testing.assert_close(d_b, dy.float().T @ s.float(), rtol=1e-3, atol=1e-3 * rows**0.5)
+    again = small_gradients(gradients, factors, smalls)
+    assert again is not None
+    assert torch.equal(again[0], d_small) and all(map(torch.equal, again[1], d_factors))
+
+
+def test_small_gradients_of_what_lies_apart_are_left_to_others() -> None:
+    dy, b, s = (numbers(*size, dtype=torch.bfloat16) for size in ((64, 96), (96, 16), (64, 16)))
+    apart = dy.clone(), b.clone(), s.clone()
+    assert small_gradients([dy, apart[0]], [b, apart[1]], [s, apart[2]]) is None
+    assert small_gradients([dy[:, 1:]], [b[1:]], [s]) is None  # rows that no tile can begin with
+    assert small_gradients([dy.float()], [b.float()], [s.float()]) is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "dora"}], ids=str)
+def test_a_step_forms_small_gradients_in_one_pass(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_hopper(torch.device("cuda")):
+        pytest.skip("older GPUs form them one by one")
+    layers = []
+
+    def counted(*given: Any) -> Any:
+        made = small_gradients(*given)
+        layers.append(0 if made is None else len(given[0]))
+        return made
+
+    model = adapted(tiny("Llama"), **settings).cuda()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    monkeypatch.setattr(group_gradients, "small_gradients", counted)
+    _, found = step(model, FastPath(model))
+    assert {3, 1} <= set(layers)  # q, k and v; o and down
+    monkeypatch.setattr(group_gradients, "small_gradients", lambda *unused: None)
+    _, apart = step(model, FastPath(model))
+    assert worst_difference(apart, found) < 2e-2
 
 
 @pytest.mark.parametrize("rank", [4, 16, 100])
