@@ -107,27 +107,28 @@ class _GatedMLP(torch.autograd.Function):
             outputs = _outputs_again(mlp.inner, outputs, kept, ctx.dtype)
         elif not ctx.keeps_inner:
             outputs, kept = mlp.inner.again(norm_again(rows, rstd, mlp.norm, ctx.dtype), kept, bare)
-        d_gated = behind.of_input(ctx.joined)
         of_b: list[Tensor] = []
         sums: list[Tensor] = []
         if ctx.joined:
             around = around_of(kept, kept_outer.factors, mlp.outer.scales[0])
-            d_e, d_u, of_a, *of_b = lora_gate_backward(d_gated, *halves(outputs), around, behind.joined, mlp.activation)
+            d_e, d_u = flat.new_empty(len(flat), 2 * mlp.outer.width).chunk(2, dim=1)  # side by side, as q, k and v are
+            behind.of_input_bare(d_e)
+            of_a, *of_b = lora_gate_backward(d_e, d_u, *halves(outputs), around, behind.joined, mlp.activation)
             behind.take_a([of_a])
             found_outer = behind.of_parameters(None)
         else:
+            d_gated = behind.of_input()
             if ctx.is_scaled:
                 gated, d_e, d_u, *sums = scaled_gate_backward(d_gated, kept.products, kept.gains, mlp.activation)
             else:
                 gated, d_e, d_u = gate_backward(d_gated, *halves(outputs), mlp.activation)
             found_outer = behind.of_parameters(Normed(gated))
             del gated
-        del outputs, d_gated, behind
+            del d_gated
+        del outputs, behind
         inner_gradients = [d_e, d_u] if len(mlp.inner.projections) == 2 else [torch.cat([d_e, d_u], dim=-1)]
         del d_e, d_u
-        passed = mlp.inner.backward(kept, inner_gradients, own, wants[3 : 3 + middle], sums)
-        if ctx.joined:
-            passed.take_b(of_b)
+        passed = mlp.inner.backward(kept, inner_gradients, own, wants[3 : 3 + middle], sums, of_b)
         needs_h = mlp.inner.needs_input(wants[3 : 3 + middle])
         found_inner = passed.of_parameters(in_factors(rows, rstd, mlp.norm, ctx.dtype) if needs_h else None)
         d_x = norm_backward(passed.of_input(), rows, rstd, mlp.norm, residual).view(ctx.shape) if wants[0] else None

@@ -168,12 +168,14 @@ class Group:
         parameters: Sequence[Tensor],
         wants: Sequence[bool],
         sums: Sequence[Tensor] = (),
+        of_b: Sequence[Tensor] = (),
     ) -> GroupGradients:
         """The gradients that follow from those of the outputs (N, out); `wants` says which parameters train.
 
-        With the `sums` (out) of every DoRA, as `scale_back` gives them, the gradients are those of the products.
+        With the `sums` (out) of every DoRA, as `scale_back` gives them, the gradients are those of the products; `of_b`
+        are those of every B (out, r), where they are known.
         """
-        return GroupGradients(self, kept, gradients, parameters, wants, sums)
+        return GroupGradients(self, kept, gradients, parameters, wants, sums, of_b)
 
     def stacked(self, dtype: torch.dtype) -> Tensor | None:
         """The weights of several layers as one (sum of out, in), where they lie below each other in memory."""

@@ -34,11 +34,13 @@ class GroupGradients:
         parameters: Sequence[Tensor],
         wants: Sequence[bool],
         sums: Sequence[Tensor],
+        of_b: Sequence[Tensor],
     ) -> None:
         self.group, self.kept, self.parameters, self.wants = group, kept, parameters, wants
         self.found: list[Tensor | None] = [None] * len(parameters)
         self.inner = list(gradients)  # the gradients of x W^T + s S B^T
         self._unscale(sums or self._scale_back())
+        self.take_b(of_b)
         self.joined = self._joined_smalls()
 
     def _joined_smalls(self) -> Tensor | None:
@@ -46,22 +48,22 @@ class GroupGradients:
         if not self.group.adapted:
             return None
         own = [self.inner[index] for index, _, _ in self.group.numbered]
-        if any(self.wants[place + 1] for place in self.group.places):
-            both = small_gradients(own, self.kept.factors[1:], self.kept.smalls)
-            if both is not None:
-                self.take_b(both[1])
-                return both[0]
+        wants_b = any(self.wants[place + 1] and self.found[place + 1] is None for place in self.group.places)
+        at_once = small_gradients(own, self.kept.factors[1:], self.kept.smalls, wants_b)
+        if at_once is not None:
+            self.take_b(at_once[1])
+            return at_once[0]
         joined = self.inner[0].new_empty(len(self.inner[0]), sum(self.group.ranks))
         parts = torch.split(joined, self.group.ranks, dim=1)
         for gradient, b, part in zip(own, self.kept.factors[1:], parts, strict=True):
             torch.mm(gradient, b, out=part)
         return joined
 
-    def of_input(self, is_bare: bool = False) -> Tensor:
-        """sum of drop(dS (s A)) + dy W, (N, in): the small products first, as in the forward pass, unless `is_bare`."""
+    def of_input(self) -> Tensor:
+        """sum of drop(dS (s A)) + dy W, (N, in): the small products first, as in the forward pass."""
         dtype = self.inner[0].dtype
         total: Tensor | None = None
-        if self.joined is None or is_bare:
+        if self.joined is None:
             pass
         elif not self.kept.seeds:
             total = self.joined @ self.kept.factors[0]
@@ -87,6 +89,11 @@ class GroupGradients:
         for each, gradient in zip(self.group.projections, self.inner, strict=True):
             yield gradient, each.weight(dtype)
 
+    def of_input_bare(self, made: Tensor) -> None:
+        """dy W (N, in) of the only layer, written to `made`; the small product is the caller's to add."""
+        (each,), (gradient,) = self.group.projections, self.inner
+        torch.mm(gradient, each.weight(gradient.dtype), out=made)
+
     def take_a(self, gradients: Sequence[Tensor]) -> None:
         """Those of every A, (r, in) each, which the caller has worked out."""
         for place, gradient in zip(self.group.places, gradients, strict=True):
@@ -94,8 +101,8 @@ class GroupGradients:
                 self.found[place] = gradient.to(self.parameters[place].dtype)
 
     def take_b(self, gradients: Sequence[Tensor]) -> None:
-        """Those of every B, (out, r) each, which another pass has worked out."""
-        for place, gradient in zip(self.group.places, gradients, strict=True):
+        """Those of every B, (out, r) each, where another pass has worked them out."""
+        for place, gradient in zip(self.group.places, gradients, strict=False):
             if self.wants[place + 1]:
                 self.found[place + 1] = gradient.to(self.parameters[place + 1].dtype)
 

@@ -58,8 +58,8 @@ class Kernels(Protocol):
         ...
 
     def lora_gate_backward(
-        self, gradient: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, is_silu: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        self, d_e: Tensor, d_u: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, is_silu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`lora_gate.lora_gate_backward`."""
         ...
 
@@ -119,7 +119,9 @@ class Kernels(Protocol):
         """`scaling.scale_back`."""
         ...
 
-    def small_gradients(self, whole: Tensor, b: Tensor, small: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def small_gradients(
+        self, whole: Tensor, b: Tensor, small: Tensor, widths: Sequence[int], wants_b: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """dS and dB of `small_gradients.small_gradients`, each in one, of dy, B and S that lie in one each."""
         ...
 

@@ -69,7 +69,7 @@ def _runs_on(device: torch.device) -> bool:
     around = Around(small, small, b, b, a, 1.0)
     try:
         lora_gate_forward(x, x, around, SILU)
-        lora_gate_backward(x.clone(), x, x, around, small, SILU)
+        lora_gate_backward(x.clone(), x.clone(), x, x, around, small, SILU)
     except Exception:  # a compiler's errors have no other ancestor in common
         logger.warning("The gate's kernels do not run here, so that steps take somewhat longer.", exc_info=True)
         return False
@@ -86,18 +86,19 @@ def lora_gate_forward(e: Tensor, u: Tensor, around: Around, activation: Activati
 
 
 def lora_gate_backward(
-    gradient: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, activation: Activation
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of e and u (N, F), of A (r, F) and of both B (F, r).
+    d_e: Tensor, d_u: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, activation: Activation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of A (r, F) and of both B (F, r); those of e and u (N, F) are written to `d_e` and `d_u`.
 
-    `gradient` (N, F), which is overwritten, is that of gated without the share that comes through S, whose own
-    gradient is `d_small` (N, r).
+    In `d_e` comes the gradient of gated without the share through S, whose own gradient is `d_small` (N, r).
     """
     if (fast := kernels_for(e)) is not None:
-        return fast.lora_gate_backward(gradient, e, u, around, d_small, activation.name == "silu")
+        return fast.lora_gate_backward(d_e, d_u, e, u, around, d_small, activation.name == "silu")
     whole_e, whole_u = _whole(e, u, around)
-    gated, d_e, d_u = gate_backward(torch.addmm(gradient, d_small, around.a), whole_e, whole_u, activation)
-    return d_e, d_u, around.scale * (d_small.T @ gated), d_e.T @ around.small_e, d_u.T @ around.small_u
+    gated, of_e, of_u = gate_backward(torch.addmm(d_e, d_small, around.a), whole_e, whole_u, activation)
+    d_e.copy_(of_e)
+    d_u.copy_(of_u)
+    return around.scale * (d_small.T @ gated), of_e.T @ around.small_e, of_u.T @ around.small_u
 
 
 def _whole(e: Tensor, u: Tensor, around: Around) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.language.extra import libdevice
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from core.ops.kernels import is_hopper
+from core.ops.kernels import ALIGNED, is_hopper
 from core.ops.triton_products import _load_small, blocks_of
 
 if TYPE_CHECKING:
@@ -192,10 +192,10 @@ def lora_gate_forward(e: Tensor, u: Tensor, around: Around, is_silu: bool) -> tu
     down, across = triton.cdiv(rows, tile["ROWS"]), triton.cdiv(width, tile["BLOCK"])
     steps = _steps(across, down, FORWARD_PROGRAMS)
     parts = triton.cdiv(across, steps)
-    gated = torch.empty_like(e)
+    gated = torch.empty(e.shape, dtype=e.dtype, device=e.device)
     sums = torch.empty(parts, rows, ranks[2], dtype=torch.float32, device=e.device)
     small_e, small_u, *others = _factors(around)
-    wide = [_tiled(each, tile) for each in (e, u, gated)]
+    wide = [_tiled(each, tile) for each in (_in_rows(e), _in_rows(u), gated)]
     _lora_gate_forward[down, parts](
         *wide, small_e, small_u, *others, sums, rows, width, *ranks,
         small_e.stride(0), small_u.stride(0), steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
@@ -204,28 +204,27 @@ def lora_gate_forward(e: Tensor, u: Tensor, around: Around, is_silu: bool) -> tu
 
 
 def lora_gate_backward(
-    gradient: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, is_silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`lora_gate.lora_gate_backward`: the gradient of e is written over that of gated."""
+    d_e: Tensor, d_u: Tensor, e: Tensor, u: Tensor, around: Around, d_small: Tensor, is_silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lora_gate.lora_gate_backward`."""
     rows, width = e.shape
     ranks = _ranks(around)
     _, tile = _tiles(ranks, e.device)
     down, across = triton.cdiv(rows, tile["ROWS"]), triton.cdiv(width, tile["BLOCK"])
     steps = _steps(down, across, BACKWARD_PROGRAMS)
     parts = triton.cdiv(down, steps)
-    gradient, d_u = gradient.contiguous(), torch.empty_like(e)
     sums = torch.empty(parts, sum(ranks) * width, dtype=torch.float32, device=e.device)
     small_e, small_u, *others = _factors(around)
     d_small = _side_by_side(d_small)
     strides = [small.stride(0) for small in (small_e, small_u, d_small)]
-    wide = [_tiled(each, tile) for each in (gradient, e, u, d_u)]
+    wide = [_tiled(each, tile) for each in (d_e, _in_rows(e), _in_rows(u), d_u)]
     _lora_gate_backward[across, parts](
         *wide, small_e, small_u, d_small, *others, sums,
         rows, width, *ranks, *strides, steps, IS_SILU=is_silu, RANK=_filled(ranks), **tile,
     )  # fmt: skip
     sizes = [ranks[2] * width, ranks[0] * width, ranks[1] * width]
     d_a, d_b_e, d_b_u = torch.split(added_up(sums, torch.float32, around.scale, sizes[0]), sizes)
-    return gradient, d_u, d_a.view(ranks[2], width), d_b_e.view(width, ranks[0]), d_b_u.view(width, ranks[1])
+    return d_a.view(ranks[2], width), d_b_e.view(width, ranks[0]), d_b_u.view(width, ranks[1])
 
 
 def _tiles(ranks: list[int], device: torch.device) -> tuple[dict[str, int], dict[str, int]]:
@@ -235,7 +234,13 @@ def _tiles(ranks: list[int], device: torch.device) -> tuple[dict[str, int], dict
 
 def _tiled(matrix: Tensor, tile: dict[str, int]) -> Any:
     """A matrix whose tiles the device fetches and stores by itself."""
-    return TensorDescriptor.from_tensor(matrix.contiguous(), [tile["ROWS"], tile["BLOCK"]])
+    return TensorDescriptor.from_tensor(matrix, [tile["ROWS"], tile["BLOCK"]])
+
+
+def _in_rows(matrix: Tensor) -> Tensor:
+    """A matrix whose rows may lie apart, as those of halves do, where tiles can begin with each."""
+    is_fit = matrix.stride(1) == 1 and not any(each % ALIGNED for each in (matrix.stride(0), matrix.storage_offset()))
+    return matrix if is_fit else matrix.contiguous()
 
 
 def added_up(sums: Tensor, dtype: torch.dtype, scale: float = 1.0, scaled: int = 0) -> Tensor:

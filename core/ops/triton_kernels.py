@@ -28,7 +28,8 @@ from core.ops.triton_scaled_gate import scaled_gate_backward as scaled_gate_back
 from core.ops.triton_scaled_gate import scaled_gate_forward as scaled_gate_forward
 from core.ops.triton_small_gradients import small_gradients as small_gradients
 
-LOGITS = 8192  # of a row that a program looks at together
+LOGITS, OF_MANY = 8192, 32768  # of a row that a program looks at together, and of one of
+MANY = 100_000  # and more
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -154,7 +155,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     The logits, which must lie row behind row, become their own gradients.
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    block = min(LOGITS, triton.next_power_of_2(logits.shape[1]))
+    block = min(OF_MANY if logits.shape[1] >= MANY else LOGITS, triton.next_power_of_2(logits.shape[1]))
     _cross_entropy[(len(logits),)](logits, targets, losses, logits.shape[1], BLOCK=block, num_warps=16)
     return losses
 

@@ -75,18 +75,24 @@ def test_gate_kernels_with_small_products(
     small_e, small_u = numbers(rows, ranks[0] + ranks[1], dtype=dtype).split(ranks[:2], dim=1)
     factors = [0.3 * numbers(*size, dtype=dtype) for size in ((width, ranks[0]), (width, ranks[1]), (ranks[2], width))]
     around = lora_gate.Around(small_e, small_u, *factors, 0.7)
-    e, u, g = (numbers(rows, width, dtype=dtype) for _ in range(3))
-    d_small = numbers(rows, ranks[2], dtype=dtype)
+    e, u = numbers(rows, 2 * width, dtype=dtype).chunk(2, dim=1)
+    g, d_small = numbers(rows, width, dtype=dtype), numbers(rows, ranks[2], dtype=dtype)
     tensors = [getattr(around, each.name) for each in fields(around)[:-1]]
     exact = lora_gate.Around(*(each.double() for each in tensors), around.scale)  # has no kernel
     wide = e.double(), u.double(), exact
+
+    def ends(gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.cat([gradient, torch.zeros_like(gradient)], dim=1).chunk(2, dim=1)  # side by side, as in a layer
+
     wanted = (
         *lora_gate.lora_gate_forward(*wide, activation),
-        *lora_gate.lora_gate_backward(g.double(), *wide, d_small.double(), activation),
+        *lora_gate.lora_gate_backward(*(wide_ends := ends(g.double())), *wide, d_small.double(), activation),
+        *wide_ends,
     )
     found = (
         *lora_gate.lora_gate_forward(e, u, around, activation),
-        *lora_gate.lora_gate_backward(g.clone(), e, u, around, d_small, activation),
+        *lora_gate.lora_gate_backward(*(own_ends := ends(g)), e, u, around, d_small, activation),
+        *own_ends,
     )
     for one, other in zip(found, wanted, strict=True):
         assert (one.double() - other).norm() <= {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype] * other.norm()
@@ -229,6 +235,9 @@ def test_both_small_gradients_in_one_pass(dtype: torch.dtype, widths: tuple[int,
     again = small_gradients(gradients, factors, smalls)
     assert again is not None
     assert torch.equal(again[0], d_small) and all(map(torch.equal, again[1], d_factors))
+    alone = small_gradients(gradients, factors, smalls, wants_b=False)
+    assert alone is not None and alone[1] == []
+    torch.testing.assert_close(alone[0], d_small, rtol=1e-2, atol=1e-2)
 
 
 def test_small_gradients_of_what_lies_apart_are_left_to_others() -> None:
@@ -257,6 +266,7 @@ def test_a_step_forms_small_gradients_in_one_pass(settings: dict[str, Any], monk
     monkeypatch.setattr(group_gradients, "small_gradients", counted)
     _, found = step(model, FastPath(model))
     assert {3, 1} <= set(layers)  # q, k and v; o and down
+    assert 2 in layers or settings  # gate and up, whose B the gate's kernel serves; not with DoRA
     monkeypatch.setattr(group_gradients, "small_gradients", lambda *unused: None)
     _, apart = step(model, FastPath(model))
     assert worst_difference(apart, found) < 2e-2
