@@ -86,7 +86,7 @@ class Studio(JobDesk):
         if not hub_id:
             raise DatasetError("No dataset is named.", "Give a hub id such as owner/name.")
         spec = {"hub_id": hub_id, "subset": subset.strip(), "split": split, "name": name.strip()}
-        return self.submit("add_dataset", name.strip() or f"Add {hub_id}", spec, idempotency_key)
+        return self.submit("add_dataset", name.strip() or hub_id, spec, idempotency_key)
 
     def datasets(self) -> list[DatasetView]:
         """Every dataset, the newest first."""
@@ -141,7 +141,7 @@ class Studio(JobDesk):
         if not source:
             raise ConfigError("No model is named.", "Give 'starter', a hub id, a folder or a GGUF file.")
         spec = {"source": absolute_source(source), "name": name.strip()}
-        return self.submit("add_model", name.strip() or f"Add {Path(source).name}", spec, idempotency_key)
+        return self.submit("add_model", name.strip() or Path(source).name, spec, idempotency_key)
 
     def usual_targets(self, model_id: str, method: str) -> tuple[str, ...]:
         """The kinds of layers of a model that a method adapts when nothing else is chosen."""
@@ -232,7 +232,7 @@ class Studio(JobDesk):
             if self._library.adapter(adapter_id).model_id != model_id:
                 raise ConfigError(f"The adapter {adapter_id} is not one of {model.name}.", "Pick one of its own.")
         spec = {"model_id": model_id, "dataset_id": dataset_id, "adapter_ids": [*adapter_ids], "fields": [*fields]}
-        return self.submit("evaluate", name.strip() or f"Evaluate on {data.name}", spec, idempotency_key)
+        return self.submit("evaluate", name.strip() or data.name, spec, idempotency_key)
 
     def parse_spec_yaml(self, text: str) -> Mapping[str, Any]:
         """Read a job file: name, model, dataset, and train as a TrainConfig."""

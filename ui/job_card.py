@@ -37,7 +37,7 @@ def _cells(job: JobView, queue: QueueView, t: Translator) -> list[Cell | str]:
     bar = f'<div class="tiny"><div style="width:{100 * min(1.0, job.progress):.1f}%"></div></div>'
     return [
         job.name,
-        t.known(f"kind.{job.kind}", job.kind),
+        kind_text(job, t),
         Cell(badge(job.state, t)),
         Cell(place_cell(job, queue, t)),
         Cell(f"{bar}<span>{share_text(job.progress)}</span>", numeric=True),
@@ -46,6 +46,11 @@ def _cells(job: JobView, queue: QueueView, t: Translator) -> list[Cell | str]:
         Cell.number(speed_text(job.tokens_per_second)),
         Cell.number(moment_text(job.started_at)),
     ]
+
+
+def kind_text(job: JobView, t: Translator) -> str:
+    """What a job does, in a word or two; its name says with what."""
+    return t.known(f"kind.{job.kind}", job.kind)
 
 
 def figures(job: JobView, t: Translator) -> str:
@@ -67,7 +72,8 @@ def figures(job: JobView, t: Translator) -> str:
     now = t(f"desired.{job.desired}") if job.state == "running" and job.desired != "run" else t.sentence(job.message)
     now = "" if job.is_over else now  # the state says it already
     under = f'<p class="caption" aria-live="polite">{esc(now)}</p>' if now else ""
-    title = f'<div class="job-head"><h2>{esc(job.name)}</h2>{badge(job.state, t)}<code>{esc(job.id)}</code></div>'
+    names = f"<h2>{esc(job.name)}</h2><span>{esc(kind_text(job, t))}</span>"
+    title = f'<div class="job-head">{names}{badge(job.state, t)}<code>{esc(job.id)}</code></div>'
     return title + progress(job.progress, t("jobs.progress"), "job-progress-bar") + under + readings(values)
 
 

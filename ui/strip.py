@@ -6,6 +6,7 @@ from studio.service import Studio
 from studio.views import DeviceView, JobView, SystemView
 from ui.fragments import esc, progress
 from ui.i18n import Translator
+from ui.job_card import kind_text
 from ui.quantities import bytes_text, duration_text
 
 
@@ -37,7 +38,7 @@ def _job(system: SystemView, t: Translator) -> str:
         return _cell(t("strip.running"), t("strip.idle"), t("strip.idle_detail"))
     job: JobView = system.running[0]
     left = t("strip.left", time=duration_text(job.eta_s, t)) if job.eta_s is not None else t.sentence(job.message)
-    return _cell(t("strip.running"), job.name, left, progress(job.progress, job.name))
+    return _cell(t("strip.running"), f"{kind_text(job, t)} · {job.name}", left, progress(job.progress, job.name))
 
 
 def _queue(system: SystemView, t: Translator) -> str:
