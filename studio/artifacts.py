@@ -55,6 +55,11 @@ class Library:
         """One adapter; AdapterError when there is none with this id."""
         return self._get(AdapterRow, adapter_id, AdapterError)
 
+    def has(self, item_id: str) -> bool:
+        """Whether a dataset, a model or an adapter with this id is there: no two items share one."""
+        with self.database.reading() as session:
+            return any(session.get(table, item_id) is not None for table in (DatasetRow, ModelRow, AdapterRow))
+
     def model_folder(self, row: ModelRow) -> Path:
         """Where a model's files are: the user's own folder, or the workspace's."""
         return Path(row.folder) if row.folder else self.workspace.model_folder(row.id)

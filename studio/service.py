@@ -165,6 +165,10 @@ class Studio(JobDesk):
         self._library.delete_adapter(adapter_id)
         self.adapter_shelf.forget(adapter_id)
 
+    def has(self, item_id: str) -> bool:
+        """Whether a dataset, a model or an adapter with this id is in the library."""
+        return self._library.has(item_id)
+
     # -- planning and jobs
 
     def plan(self, model_id: str, dataset_id: str, config: TrainConfig) -> PlanView:

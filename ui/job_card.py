@@ -23,6 +23,7 @@ _VERIFIED: Mapping[str, Callable[[Any], str]] = {
     "adapter_sha256": lambda digest: str(digest)[:12],
 }
 _COLUMNS = ("name", "kind", "state", "place", "progress", "loss", "best", "speed", "started")
+MADE = ("adapter_id", "model_id")  # what a result names that can be deleted by itself
 FIX, RESTART = "fix:", "restart"  # actions of the buttons in a job's card
 _QUIET_S, _QUIET_STEPS, _QUIET_ELSE_S = 120.0, 20.0, 1800.0  # without progress for longer than this, the card says so
 
@@ -118,10 +119,12 @@ def result_box(job: JobView, t: Translator, untrained_loss: float | None = None)
     """What a finished job made, with its download; of a run also whether it was better before its first step."""
     if job.state != "succeeded":
         return ""
-    if job.kind == "train" and job.result.get("adapter_id"):
+    if job.kind in ("train", "merge") and not any(job.result.get(name) for name in MADE):
+        return callout("info", t("jobs.deleted"), "", t)
+    if job.kind == "train":
         link = download(t("jobs.download_adapter"), "adapter", str(job.result["adapter_id"]))
         return _trained_box(job, t, untrained_loss) + f'<p class="links">{link}</p>'
-    if job.kind == "merge" and job.result.get("model_id"):
+    if job.kind == "merge":
         link = download(t("models.download"), "model", str(job.result["model_id"]))
         checked = verification(job.result.get("verification") or {}, t)
         return callout("ok", t("jobs.done_merge"), "", t) + checked + f'<p class="links">{link}</p>'

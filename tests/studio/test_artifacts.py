@@ -71,9 +71,11 @@ def test_unknown_ids_are_explained(library: Library) -> None:
 def test_deleting_takes_row_and_folder(library: Library) -> None:
     model, dataset = a_model(library), a_dataset(library)
     adapter = an_adapter(library, model)
+    assert all(library.has(item.id) for item in (model, dataset, adapter))
     with pytest.raises(ModelError, match="has adapters"):
         library.delete_model(model.id)
     library.delete_adapter(adapter.id)
+    assert not library.has(adapter.id) and library.has(model.id)
     (library.workspace.tokens / "kept.arrow").write_bytes(b"of this dataset, perhaps")
     library.delete_dataset(dataset.id)
     assert not library.workspace.tokens.exists()

@@ -148,6 +148,8 @@ def test_translated_sentences_exist() -> None:
         "{} is {}; it must be between {} and {}.", "{} is {}; it must be at least {}.",
         "{} is {}; it must be at most {}.", "rows with the column {}", "rows with the columns {}",
         "Line {} of {}", "Row {} of {}", "Line {} of {}: {}", "Row {} of {}: {}",
+        "There is no dataset {}.", "There is no adapter {}.", "Take the id from the list of datasets.",
+        "Take the id from the list of models.", "Take the id from the list of adapters.",
         "'{}' and {}", "{} (or '{}')", "{}; they also fit {}",
     }  # fmt: skip
     assert {key for key in sentences if key not in known} - composed == set()

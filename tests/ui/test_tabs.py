@@ -213,6 +213,18 @@ def test_result_box_offers_the_download_of_what_was_made(t: Translator) -> None:
     assert result_box(job(state="running"), t) == ""
 
 
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize(("kind", "name"), [("train", "adapter_id"), ("merge", "model_id")])
+def test_nothing_is_offered_of_what_was_deleted(studio: Studio, t: Translator, kind: str, name: str) -> None:
+    tab = JobsTab(studio, t)
+    tab.layout()
+    left = tab._without_deleted(job(kind=kind, state="succeeded", result={name: "gone", "verification": {}}))
+    assert left.result == {"verification": {}}
+    assert t("jobs.deleted") in result_box(left, t) and "/files/" not in result_box(left, t)
+    offered = tab._offered(left)
+    assert not any(offered[tab.buttons[button]].visible for button in ("compare", "merge"))
+
+
 def test_result_box_says_when_training_made_it_worse(t: Translator) -> None:
     run = job(state="succeeded", result={"adapter_id": "a1"}, best_eval_loss=10.8)
     worse = t("jobs.done_worse", before="3.1700", after="10.8000")

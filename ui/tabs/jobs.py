@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -14,6 +15,7 @@ from ui.fragments import DELEGATE, empty, heading
 from ui.handlers import Updates, guarded
 from ui.job_card import (
     FIX,
+    MADE,
     RESTART,
     checkpoint_table,
     failure_box,
@@ -121,6 +123,7 @@ class JobsTab(Tab):
         return job_table(jobs, chosen.id if chosen else "", queue, self.t)
 
     def _detail(self, job: JobView, log_scale: bool) -> Updates:
+        job = self._without_deleted(job)
         return {
             self.progress: figures(job, self.t),
             self.outcome: self._outcome(job),
@@ -132,6 +135,11 @@ class JobsTab(Tab):
             self.config: self._yaml(job),
             **self._offered(job),
         }
+
+    def _without_deleted(self, job: JobView) -> JobView:
+        """The job with those of its results alone that are still in the library."""
+        is_there = {name: name not in MADE or self.studio.has(str(value)) for name, value in job.result.items()}
+        return replace(job, result={name: value for name, value in job.result.items() if is_there[name]})
 
     def _outcome(self, job: JobView) -> str:
         remedies = self.studio.board.remedies(job.id)
