@@ -118,18 +118,24 @@ class AdapterConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if isinstance(value, (list, set)):
+            if isinstance(value := getattr(self, name), (list, set)):
                 object.__setattr__(self, name, tuple(value))
         if not self.target_modules and not self.target_parameters:
             raise ConfigError("No target modules are chosen.", "Choose at least one, or 'all-linear'.")
-        object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
-        object.__setattr__(self, "target_parameters", tuple(self.target_parameters))
+        for name in ("modules_to_save", "target_parameters"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if self.target_parameters and self.lora_dropout:
             raise ConfigError("lora_dropout does not work with target_parameters.", "Leave lora_dropout at 0.")
+        for name in ("rank_pattern", "alpha_pattern", "method_options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}.", "Write names, each with its value.")
         for rank in self.rank_pattern.values():
-            if not 1 <= rank <= 4096:
-                raise ConfigError(f"rank_pattern holds rank {rank}.", "Ranks are whole numbers from 1 to 4096.")
+            if not (isinstance(rank, int) and 1 <= rank <= 4096):
+                raise ConfigError(f"rank_pattern holds rank {rank!r}.", "Ranks are whole numbers from 1 to 4096.")
+        for alpha in self.alpha_pattern.values():
+            if not (isinstance(alpha, (int, float)) and 1e-6 <= alpha <= 65536):
+                raise ConfigError(f"alpha_pattern holds alpha {alpha!r}.", "Give numbers from 0.000001 to 65536.")
         from core.methods import methods, options_of  # they are described in terms of this class
 
         options_of(self)

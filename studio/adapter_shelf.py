@@ -7,6 +7,7 @@ callers that may (the command line, never the page) say so with `loads_torch`.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -152,7 +153,7 @@ def weights_of(text: str, count: int) -> list[float]:
     if not text.strip():
         return [1.0 / count] * count if count else []
     try:
-        return [float(part) for part in text.replace(";", ",").split(",")]
+        return [float(part) for part in re.split("[,;，；、]", text)]
     except ValueError:
         raise AdapterError(f"The weights are {text!r}.", "Write numbers with commas between: 0.7, 0.3.") from None
 

@@ -35,7 +35,9 @@ class Case:
 
 def remedies(kind: str, case: Case | None) -> list[RemedyView]:
     """What to offer after a failure of `kind`, the most promising first; `case` is None unless a training failed."""
-    found = list(_BY_KIND.get(kind, _nothing)(case)) if case is not None else []
+    if case is None:
+        return [RemedyView(AGAIN, "Try it again.", {})]
+    found = list(_BY_KIND.get(kind, _nothing)(case))
     return [*found[:MOST], RemedyView(AGAIN, "Try it again; it goes on from its last checkpoint.", {})]
 
 

@@ -64,7 +64,7 @@ def _wire(demo: gr.Blocks, page: Page, handles: dict[str, gr.Tab]) -> None:
     for event in (opened.then, handles["datasets"].select):
         event(datasets.shown, [datasets.chosen, datasets.start], datasets.view_outputs, **QUIET)
     for event in (opened.then, handles["compare"].select):
-        event(compare.shown, [compare.transcript], compare.choice_outputs, **QUIET)
+        event(compare.shown, [compare.transcript], [*compare.choice_outputs, compare.prompt], **QUIET)
     for tab in (train, page.each.models):
         demo.load(None, None, [tab.key], js=FIRST_KEY, **QUIET)
     choices = [train.dataset, train.model]

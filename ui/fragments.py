@@ -10,6 +10,7 @@ from ui.i18n import Translator
 from ui.quantities import share_text
 
 SYMBOLS = {"ok": "✓", "warning": "!", "error": "✕", "info": "i"}
+LONGEST_TURN = 20_000  # characters: a browser is slow with millions
 STATE_SYMBOLS = {"queued": "◷", "running": "▶", "paused": "❚❚", "succeeded": "✓", "failed": "✕", "cancelled": "⊘"}
 
 # A click on anything marked data-id inside a gr.HTML reaches Python as evt.id and evt.action; one listener on the
@@ -153,13 +154,18 @@ def _row(row: Row, headers: Sequence[str]) -> str:
 
 
 def bubbles(turns: Iterable[tuple[str, str]], t: Translator) -> str:
-    """A conversation as chat bubbles, every character of it shown and none of it interpreted."""
+    """A conversation as chat bubbles, none of it interpreted; of a very long turn the beginning."""
     parts = [
         f'<div class="bubble bubble-{esc(role)}"><span class="role">{esc(t.known(f"role.{role}", role))}</span>'
-        f'<div class="words" dir="auto">{esc(text)}</div></div>'
+        f'<div class="words" dir="auto">{esc(text[:LONGEST_TURN])}</div>{_rest(text, t)}</div>'
         for role, text in turns
     ]
     return f'<div class="bubbles">{"".join(parts)}</div>'
+
+
+def _rest(text: str, t: Translator) -> str:
+    more = len(text) - LONGEST_TURN
+    return f"<small>{esc(t('turn.more', n=f'{more:,}'))}</small>" if more > 0 else ""
 
 
 def folded(summary: str, content: str) -> str:

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
 from core.errors import StudioError
 from studio.service import Studio
@@ -98,10 +99,17 @@ def explain(error: StudioError, t: Translator) -> str:
 
 def only_changed(updates: Updates, seen: gr.State, marks: dict[str, str]) -> Any:
     """Leave out what the page already shows, so that an idle tick sends nothing; `marks` is the value of `seen`."""
-    new = {str(component._id): _mark(value) for component, value in updates.items()}
+    new = marks_of(updates)
     changed = {c: value for c, value in updates.items() if marks.get(str(c._id)) != new[str(c._id)]}
     return {**changed, seen: {**marks, **new}} if changed else gr.skip()
 
 
+def marks_of(updates: Updates) -> dict[str, str]:
+    """What `only_changed` compares with: a mark of what each component was told last."""
+    return {str(component._id): _mark(value) for component, value in updates.items()}
+
+
 def _mark(value: Any) -> str:
-    return hashlib.blake2b(repr(value).encode(), digest_size=12).hexdigest()
+    """A component says where it lies in memory; what an update of it tells are the arguments it was made with."""
+    told = (type(value).__name__, value._constructor_args) if isinstance(value, Block) else value
+    return hashlib.blake2b(repr(told).encode(), digest_size=12).hexdigest()

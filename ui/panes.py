@@ -19,6 +19,7 @@ class Transcript(TypedDict, total=False):
     adapters: list[str]
     turns: list[Conversation]  # one a pane, the base first
     sha256: list[str]  # of the adapter that each pane really used, "" for the base
+    asked: str  # the question that is being answered
 
 
 def with_prompt(turns: Sequence[Conversation], count: int, prompt: str, system: str) -> list[Conversation]:

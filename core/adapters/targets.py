@@ -22,7 +22,8 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, QuantizedLinear)) or is_conv1d(module)
 
 
-def _is_adaptable(module: nn.Module) -> bool:
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether a module is a layer that adapters fit: Linear, Conv1D or Embedding."""
     return _is_linear(module) or isinstance(module, nn.Embedding)
 
 
@@ -71,7 +72,7 @@ def find_parameters(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> 
         if entry not in known:
             raise ConfigError(f"target_parameters {entry!r} matches no parameter.", "See named_parameters().")
     for path in found:
-        if _is_adaptable(modules[path]):
+        if is_adaptable(modules[path]):
             raise ConfigError(f"{path!r} is a layer, not a bare parameter.", "Name it in target_modules instead.")
     return found
 
@@ -165,7 +166,7 @@ def _is_bypassed(path: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
-    if not _is_adaptable(modules[path]):
+    if not is_adaptable(modules[path]):
         inner = [name for name, child in modules[path].named_modules() if _is_linear(child)]
         raise ConfigError(
             f"{path!r} is a {type(modules[path]).__name__}; adapters fit Linear, Conv1D and Embedding layers.",
@@ -179,7 +180,7 @@ def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _no_match(setting: str, wanted: str | Sequence[str], modules: Mapping[str, nn.Module]) -> ConfigError:
-    names = sorted({path.rpartition(".")[2] for path, module in modules.items() if _is_adaptable(module)})
+    names = sorted({path.rpartition(".")[2] for path, module in modules.items() if is_adaptable(module)})
     entries = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     near = [match for entry in entries for match in get_close_matches(entry.rpartition(".")[2], names, n=2)]
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"This model has: {', '.join(names[:16])}."

@@ -21,7 +21,7 @@ from core.adapters.base import ALL_ROWS, Adapter, LayerSettings, adapters, is_tr
 from core.adapters.state import SHARED_PREFIX
 from core.config import AdapterConfig
 from core.methods import options_of
-from core.ops.factor_product import rows_of
+from core.ops.factor_product import rows_of, shaped
 from core.ops.precision import norm_dtype
 from core.ops.wide_product import wide_product
 
@@ -134,7 +134,7 @@ class _Change(torch.autograd.Function):
         small = F.linear(x, a)
         ctx.save_for_backward(small, d, b, a, exact)
         scaled = (b[:, None] * exact).to(out.dtype)
-        return torch.addmm(rows_of(out), rows_of((small * d).to(out.dtype)), scaled.T).view(out.shape)
+        return shaped(torch.addmm(rows_of(out), rows_of((small * d).to(out.dtype)), scaled.T), out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -69,11 +69,14 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str = "default", ba
 def _config_values(model: nn.Module, name: str, base_model: str) -> dict[str, object]:
     from core.adapters.base import adapters, layer_kind
     from core.adapters.inject import known
+    from core.adapters.targets import is_adaptable
 
     record = known(model, (name,))
     config = record.configs[name]
     method = adapters.get(config.method)
     targets = [path for path, host in record.hosts.items() if host.adapter(name) is not None]
+    if config.target_parameters:  # whose modules are named there
+        targets = [path for path in targets if is_adaptable(record.hosts[path].base_layer)]
     architecture = type(model).__name__
     return peft_values(
         config,

@@ -34,7 +34,13 @@ def add_product(out: Tensor, small: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def _added(out: Tensor, small: Tensor, b: Tensor, scale: float) -> Tensor:
-    return torch.addmm(rows_of(out), rows_of(small), b.T, alpha=scale).view(out.shape)
+    return shaped(torch.addmm(rows_of(out), rows_of(small), b.T, alpha=scale), out)
+
+
+def shaped(made: Tensor, like: Tensor) -> Tensor:
+    """A new matrix in the shape of another tensor, no view of itself: models may add to what a layer gave in place."""
+    whole: Tensor = torch.ops.aten._unsafe_view(made, like.shape)
+    return whole
 
 
 def rows_of(x: Tensor) -> Tensor:

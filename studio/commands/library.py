@@ -96,7 +96,11 @@ def list_adapters(
     """List the adapters, the newest first."""
     with open_studio(workspace) as studio:
         found = studio.adapters(find_model(studio, model).id if model else None)
-    rows = [(a.id, a.name, a.method, a.r, f"{a.lora_alpha:g}", a.step, a.eval_loss, size(a.size_bytes)) for a in found]
+    rows = [
+        (a.id, a.name, a.method, a.r, "-" if a.lora_alpha is None else f"{a.lora_alpha:g}", a.step, a.eval_loss,
+         size(a.size_bytes))
+        for a in found
+    ]  # fmt: skip
     columns = ("id", "name", "method", "rank", "alpha", "step", "eval loss", "size")
     emit(
         as_json, {"adapters": found}, table(columns, rows, "There are no adapters. Train one with `lora-studio train`.")

@@ -70,6 +70,8 @@ def _check_format(kind: str, format: str, rank: int | None, out: Path) -> None:
         raise StudioError(f"There is no format {format!r}.", f"Pick one of: {', '.join(FORMATS)}.")
     if format == "peft" and rank is not None:
         raise StudioError("--rank is for portable adapters.", "Add --format portable.")
+    if rank is not None and rank < 1:
+        raise StudioError(f"--rank is {rank}.", "Give a rank of 1 or more.")
     if format == "portable" and kind == "model":
         raise StudioError("A model has one format only.", "Leave out --format.")
     if out.exists():

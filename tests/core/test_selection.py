@@ -57,3 +57,21 @@ def test_a_broken_pattern_is_named(adapter: AdapterConfig, tmp_path: Path) -> No
     toy_llama().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="not a regular expression"):
         selected_targets(inspect_model(tmp_path), adapter)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank_pattern": {"q_proj": 1.5}}, {"rank_pattern": {"q_proj": "8"}}, {"rank_pattern": [1, 2]},
+        {"alpha_pattern": {"q_proj": float("nan")}}, {"alpha_pattern": {"q_proj": "8"}}, {"alpha_pattern": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_patterns_hold_numbers_that_a_rank_and_an_alpha_can_be(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="_pattern"):
+        AdapterConfig(**settings)
+
+
+def test_one_name_is_a_list_of_one() -> None:
+    config = AdapterConfig(modules_to_save="lm_head", target_parameters="mlp.experts.down_proj")  # type: ignore[arg-type]
+    assert (config.modules_to_save, config.target_parameters) == (("lm_head",), ("mlp.experts.down_proj",))

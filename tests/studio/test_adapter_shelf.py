@@ -141,7 +141,9 @@ def test_a_portable_file_loads_as_plain_lora(shop: Shop, tmp_path: Path) -> None
         torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(change), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("text", "weights"), [("", [0.5, 0.5]), ("1, -2", [1.0, -2.0]), ("1;2", [1.0, 2.0])])
+@pytest.mark.parametrize(
+    ("text", "weights"), [("", [0.5, 0.5]), ("1, -2", [1.0, -2.0]), ("1;2", [1.0, 2.0]), ("0.5，2", [0.5, 2.0])]
+)
 def test_weights_as_they_are_written(text: str, weights: list[float]) -> None:
     assert weights_of(text, 2) == weights
 

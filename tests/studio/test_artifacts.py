@@ -38,8 +38,8 @@ def a_dataset(library: Library) -> DatasetRow:
     return row
 
 
-def an_adapter(library: Library, model: ModelRow) -> AdapterRow:
-    row = AdapterRow(name="tuned", model_id=model.id, method="lora", r=4, lora_alpha=8.0, parameters=5, size_bytes=6,
+def an_adapter(library: Library, model: ModelRow, method: str = "lora") -> AdapterRow:
+    row = AdapterRow(name="tuned", model_id=model.id, method=method, r=4, lora_alpha=8.0, parameters=5, size_bytes=6,
                      sha256="0", step=7)  # fmt: skip
     library.workspace.adapter_folder(row.id).mkdir()
     library.add(row)

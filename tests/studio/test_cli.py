@@ -303,6 +303,21 @@ def test_doctor_and_lists(cli: Cli) -> None:
     assert cli.json("models", "show", "toy")["targets"]
 
 
+def test_adapters_without_an_alpha_are_listed_too(tmp_path: Path) -> None:
+    from studio.artifacts import Library
+    from studio.service import Studio
+    from tests.studio.test_artifacts import a_model, an_adapter
+
+    studio = Studio(tmp_path)
+    library: Library = studio._library
+    row = an_adapter(library, a_model(library), method="bitfit")
+    studio.close()
+    done = subprocess.run(
+        [*LORA_STUDIO, "adapters", "list", "--workspace", tmp_path], capture_output=True, text=True, check=True
+    )
+    assert row.id in done.stdout
+
+
 def test_what_is_needed_cannot_be_deleted(cli: Cli, trained: dict[str, Any]) -> None:
     assert "adapters" in cli.refuses("models", "delete", "toy")
 

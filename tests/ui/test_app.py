@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
+from gradio.context import LocalContext
 
 from core.errors import ConfigError
 from studio.service import Studio
@@ -187,3 +188,16 @@ def test_only_changed_sends_nothing_twice() -> None:
     assert "__type__" in only_changed({first: "a", second: "b"}, seen, marks)  # a skip
     changed = only_changed({first: "a", second: "c"}, seen, marks)
     assert second in changed and first not in changed
+
+
+def test_a_button_that_is_told_the_same_is_not_sent_again() -> None:
+    """Else every tick would close the question whether to delete a job."""
+    with gr.Blocks():
+        button, seen = gr.Button(), gr.State({})
+    token = LocalContext.in_event_listener.set(True)
+    try:
+        marks = only_changed({button: gr.Button(visible=False)}, seen, {})[seen]
+        assert "__type__" in only_changed({button: gr.Button(visible=False)}, seen, marks)
+        assert button in only_changed({button: gr.Button(visible=True)}, seen, marks)
+    finally:
+        LocalContext.in_event_listener.reset(token)

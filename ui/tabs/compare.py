@@ -100,13 +100,22 @@ class CompareTab(Tab):
         """Panes for the base and these adapters, with an empty conversation."""
         return self._show(model_id, adapter_ids, Transcript())
 
-    def shown(self, transcript: Transcript) -> Updates:
-        """The last conversation of this browser where its model and adapters still exist, else a fresh one."""
+    def shown(self, transcript: Transcript, request: gr.Request) -> Updates:
+        """The last conversation of this browser where its model and adapters still exist, else a fresh one.
+
+        A question whose answer was not waited for stands in the form again.
+        """
+        if str(request.session_hash) in self.stops:  # the answer is being written into the panes
+            return {}
         kept: Transcript = transcript if isinstance(transcript, dict) else {}
+        asked = kept.get("asked", "")
         if kept.get("model") not in {model.id for model in self.studio.models()}:
             newest = self.studio.adapters()
             kept = {"model": newest[0].model_id, "adapters": [newest[0].id]} if newest else {}
-        return self._show(kept.get("model"), kept.get("adapters", []), kept)
+        return {
+            **self._show(kept.get("model"), kept.get("adapters", []), kept),
+            **({self.prompt: asked} if asked else {}),
+        }
 
     def _show(self, model_id: str | None, adapter_ids: list[str], kept: Transcript) -> Updates:
         models = self.studio.models()
@@ -178,7 +187,10 @@ class CompareTab(Tab):
     def _use_example(self, event: gr.EventData) -> Updates:
         return {self.prompt: event.id, self.system: event.action}
 
-    def _clear(self, model: str | None, adapters: list[str]) -> Updates:
+    def _clear(self, model: str | None, adapters: list[str], request: gr.Request) -> Updates:
+        running = self.stops.pop(str(request.session_hash), None)  # which tells `_stream` that nothing is to be kept
+        if running is not None:
+            running.set()
         return self.choose(model, adapters or [])
 
     def _idle(self) -> Updates:
@@ -206,6 +218,7 @@ class CompareTab(Tab):
         yield {
             self.message: "", self.prompt: "", self.send: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True), **self._draw(panes, waiting, [], "…"),
+            self.transcript: {**kept, "model": model, "adapters": list(adapters or []), "asked": prompt},
         }  # fmt: skip
         try:
             chunks = self.studio.chat(
@@ -214,7 +227,10 @@ class CompareTab(Tab):
             )  # fmt: skip
             yield from self._stream(panes, state, chunks, str(request.session_hash))
         except StudioError:  # the question is not lost: it stands in the form again
-            yield {self.prompt: prompt, **self._draw(panes, kept.get("turns", []), kept.get("sha256", []))}
+            yield {
+                self.prompt: prompt, self.transcript: kept,
+                **self._draw(panes, kept.get("turns", []), kept.get("sha256", [])),
+            }  # fmt: skip
             raise
 
     def _stream(
@@ -231,11 +247,14 @@ class CompareTab(Tab):
                     waiting = self.t.sentence(last.message) or "…"
                     yield self._draw(panes, answered(turns, last), list(last.sha256), waiting)
         finally:  # also when the page is closed: the chat process must stop computing
-            self.stops.pop(session, None)
+            is_cleared = self.stops.pop(session, None) is not stop
             close = getattr(chunks, "close", None)
             if close is not None:
                 close()
-        if last is not None:
+        if is_cleared:
+            fresh = Transcript(model=state["model"], adapters=state["adapters"])
+            yield {self.transcript: fresh, **self._draw(panes, [], [])}
+        elif last is not None:
             state = Transcript(
                 model=state["model"], adapters=state["adapters"],
                 turns=answered(turns, last), sha256=list(last.sha256),

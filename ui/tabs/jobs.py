@@ -12,7 +12,7 @@ from core.errors import StudioError
 from studio.views import JobView, QueueView
 from ui.forms import values_from
 from ui.fragments import DELEGATE, empty, heading
-from ui.handlers import Updates, guarded
+from ui.handlers import Updates, guarded, marks_of
 from ui.job_card import (
     FIX,
     MADE,
@@ -186,7 +186,8 @@ class JobsTab(Tab):
 
         def press(event: gr.EventData, log_scale: bool, job_id: str) -> Updates:
             chosen = self._pressed(event.id, event.action, job_id)
-            return {page.job: chosen, page.seen: {}, **self.live(chosen, log_scale)}
+            updates = self.live(chosen, log_scale)
+            return {page.job: chosen, page.seen: marks_of(updates), **updates}
 
         for part in (self.queue, self.table, self.outcome):
             self.listen(part.click, safe(press), [self.log_scale, page.job], outputs)

@@ -153,7 +153,7 @@ class TrainTab(Tab):
         self._wire_start(page)
 
     def _wire_choices(self) -> None:
-        preset = [self.inputs["epochs"], self.inputs["r"], self.inputs["eval_every"]]
+        preset = [self.inputs[name] for name in ("epochs", "r", "lora_alpha", "eval_every")]
         self.listen(self.all_linear.click, lambda model: self._tick(model, ""), [self.model], [self.targets])
         self.listen(self.attention.click, lambda model: self._tick(model, ATTENTION), [self.model], [self.targets])
         self.listen(self.preset.input, self._preset, [self.preset, *self.form], preset)
@@ -286,11 +286,13 @@ class TrainTab(Tab):
         dataset, model, run, targets, *values = form
         settings = {**dict(zip(self.inputs, values, strict=True)), "epochs": epochs, "eval_every": 0}
         if sets_rank(settings[METHOD]):
+            if settings["lora_alpha"] == 2 * settings["r"]:  # as usual: then it goes with the rank
+                settings["lora_alpha"] = 2 * rank
             settings["r"] = rank
         if evaluations:
             plan = self._try_plan(dataset, model, run, targets, settings)
             every = max(1, round(plan.steps / evaluations)) if isinstance(plan, PlanView) else 0
-        changed = {"epochs": epochs, "r": settings["r"], "eval_every": every}
+        changed = {"epochs": epochs, **{name: settings[name] for name in ("r", "lora_alpha")}, "eval_every": every}
         return {self.inputs[key]: value for key, value in changed.items()}
 
     # -- planning and starting

@@ -23,7 +23,7 @@ def mixtral() -> Any:
     return tiny.mixtral().double()
 
 
-def adapted(parameters: tuple[str, ...] = EXPERTS, targets: tuple[str, ...] = ("q_proj",), **more: Any) -> Any:
+def adapted(parameters: tuple[str, ...] = EXPERTS, targets: str | tuple[str, ...] = ("q_proj",), **more: Any) -> Any:
     model = mixtral()
     config = AdapterConfig(r=2, lora_alpha=8.0, target_modules=targets, target_parameters=parameters, **more)
     inject(model, config, seed=1)
@@ -37,6 +37,14 @@ def test_starts_as_the_base_and_learns_with_every_tensor() -> None:
     model(input_ids=tokens(), labels=tokens()).loss.backward()
     gradients = [parameter.grad for parameter in adapter_parameters(model)]
     assert len(gradients) == 2 * (1 + 2) * 2 and all(g is not None and g.abs().sum() > 0 for g in gradients)
+
+
+def test_an_adapter_of_all_layers_and_experts_loads_again(tmp_path: Path) -> None:
+    model, other = adapted(targets="all-linear"), mixtral()
+    shake(model)
+    save_adapter(model, tmp_path / "saved")
+    load_adapter(other, tmp_path / "saved")
+    assert torch.equal(logits(other, tokens()), logits(model, tokens()))
 
 
 def test_each_expert_has_its_own_pair() -> None:

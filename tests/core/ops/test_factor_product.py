@@ -29,6 +29,15 @@ def test_gradients_equal_autograd() -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_what_a_layer_gave_may_be_added_to_in_place() -> None:
+    """As the parallel branches of a Falcon do."""
+    x, a, b, out = leaves(torch.float64)
+    found = add_product(out, factor_linear(x, a), b, 0.7)
+    found += x.sum()
+    (d_b,) = torch.autograd.grad(found.sum(), b)
+    assert d_b.abs().max() > 0
+
+
 def test_nothing_flows_where_nothing_trains() -> None:
     x, a, b, out = leaves(torch.float64)
     with torch.no_grad():
