@@ -150,7 +150,9 @@ def test_translated_sentences_exist() -> None:
         "Line {} of {}", "Row {} of {}", "Line {} of {}: {}", "Row {} of {}: {}",
         "There is no dataset {}.", "There is no adapter {}.", "Take the id from the list of datasets.",
         "Take the id from the list of models.", "Take the id from the list of adapters.",
-        "'{}' and {}", "{} (or '{}')", "{}; they also fit {}",
+        "Column {}: {}", "expecting property name enclosed in double quotes", "expecting value", "extra data",
+        "expecting ',' delimiter", "expecting ':' delimiter", "unterminated string starting at",
+        "invalid control character at", "'{}' and {}", "{} (or '{}')", "{}; they also fit {}",
     }  # fmt: skip
     assert {key for key in sentences if key not in known} - composed == set()
 
