@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,15 @@ from core.errors import ConfigError
 _KEYS = ("name", "model", "dataset", "train")
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-4 for a number, as YAML 1.2 does and everybody who writes a learning rate."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def to_yaml(name: str, model: str, dataset: str, config: TrainConfig) -> str:
     """Write a training job as YAML, every setting spelled out so that later defaults cannot change it."""
     spec = {"name": name, "model": model, "dataset": dataset, "train": to_dict(config)}
@@ -22,7 +32,7 @@ def to_yaml(name: str, model: str, dataset: str, config: TrainConfig) -> str:
 def from_yaml(text: str) -> dict[str, Any]:
     """Read what `to_yaml` wrote; `train` becomes a TrainConfig. ConfigError on anything unknown or out of range."""
     try:
-        spec = yaml.safe_load(text)
+        spec = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" at line {line + 1}" if line is not None else ""

@@ -164,6 +164,14 @@ def test_target_modules_are_names_or_an_expression(text: str, expected: str | tu
     assert train_config({"target_modules": text}, TrainConfig()).adapter.target_modules == expected
 
 
+@pytest.mark.parametrize(("written", "rate"), [("1e-4", 1e-4), ("2.5E-04", 2.5e-4), ("0.001", 1e-3)])
+def test_a_job_file_has_numbers_as_people_write_them(written: str, rate: float) -> None:
+    from studio.spec import from_yaml
+
+    spec = from_yaml(f"name: 1e-4b\nmodel: m\ndataset: d\ntrain: {{optim: {{learning_rate: {written}}}}}")
+    assert spec["train"].optim.learning_rate == rate and spec["name"] == "1e-4b"
+
+
 def test_a_pair_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="rank-pattern"):
         train_config({"rank_pattern": "q_proj"}, TrainConfig())
