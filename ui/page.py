@@ -201,7 +201,7 @@ class Page:
             asked = str(request.query_params.get("tab", "")) if request else ""
             chosen = asked if asked in TAB_IDS else last if last in TAB_IDS else "home"
             moves = self.go(chosen) if chosen != "home" else {}  # it is open; who is quick may have left it by now
-            return {**moves, **_as_updates(self._tick(chosen, job_id, seen, *extra))}
+            return {**moves, **_as_updates(self._tick(chosen, job_id, seen, *extra))} or gr.skip()
 
         # One answer for all of it: what runs is in sight before the forms of the other tabs are filled.
         first = demo.load(opened, self._inputs, [*self.go_outputs, *self._outputs], **DIRECT)

@@ -62,4 +62,4 @@ def test_a_question_without_an_answer_stands_in_the_form_again(tab: CompareTab) 
     assert tab.shown(Transcript(asked="Why?"), request())[tab.prompt] == "Why?"
     assert tab.prompt not in tab.shown(Transcript(), request())
     tab.stops["page"] = threading.Event()
-    assert tab.shown(Transcript(asked="Why?"), request()) == {}  # it is being answered
+    assert "__type__" in tab.shown(Transcript(asked="Why?"), request())  # a skip: it is being answered

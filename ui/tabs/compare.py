@@ -100,13 +100,13 @@ class CompareTab(Tab):
         """Panes for the base and these adapters, with an empty conversation."""
         return self._show(model_id, adapter_ids, Transcript())
 
-    def shown(self, transcript: Transcript, request: gr.Request) -> Updates:
+    def shown(self, transcript: Transcript, request: gr.Request) -> Any:
         """The last conversation of this browser where its model and adapters still exist, else a fresh one.
 
         A question whose answer was not waited for stands in the form again.
         """
         if str(request.session_hash) in self.stops:  # the answer is being written into the panes
-            return {}
+            return gr.skip()
         kept: Transcript = transcript if isinstance(transcript, dict) else {}
         asked = kept.get("asked", "")
         if kept.get("model") not in {model.id for model in self.studio.models()}:
