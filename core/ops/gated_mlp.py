@@ -123,8 +123,7 @@ class _GatedMLP(torch.autograd.Function):
             else:
                 gated, d_e, d_u = gate_backward(d_gated, *halves(outputs), mlp.activation)
             found_outer = behind.of_parameters(Normed(gated))
-            del gated
-            del d_gated
+            del gated, d_gated
         del outputs, behind
         inner_gradients = [d_e, d_u] if len(mlp.inner.projections) == 2 else [torch.cat([d_e, d_u], dim=-1)]
         del d_e, d_u

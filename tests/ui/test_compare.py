@@ -49,6 +49,17 @@ def test_an_answer_that_is_cleared_leaves_an_empty_conversation(tab: CompareTab)
     assert "Hello?" not in str(last) and tab.stops == {}
 
 
+def test_a_cleared_answer_leaves_the_next_one_alone(tab: CompareTab) -> None:
+    state = Transcript(model="m", adapters=[], turns=[[["user", "Hello?"]]])
+    first, second = (tab._stream(PANES, state, chunks(), "page") for _ in range(2))
+    next(first)
+    tab._clear(None, [], request())
+    next(second)
+    list(first)
+    assert list(tab.stops) == ["page"]
+    assert list(second)[-1][tab.transcript]["turns"][0][-1] == ["assistant", "one two"]
+
+
 def test_an_answer_that_is_stopped_is_kept_so_far(tab: CompareTab) -> None:
     state = Transcript(model="m", adapters=[], turns=[[["user", "Hello?"]]])
     updates = tab._stream(PANES, state, chunks(), "page")

@@ -247,7 +247,9 @@ class CompareTab(Tab):
                     waiting = self.t.sentence(last.message) or "…"
                     yield self._draw(panes, answered(turns, last), list(last.sha256), waiting)
         finally:  # also when the page is closed: the chat process must stop computing
-            is_cleared = self.stops.pop(session, None) is not stop
+            is_cleared = self.stops.get(session) is not stop
+            if not is_cleared:  # else another answer's may stand there by now
+                del self.stops[session]
             close = getattr(chunks, "close", None)
             if close is not None:
                 close()

@@ -286,7 +286,7 @@ class TrainTab(Tab):
         dataset, model, run, targets, *values = form
         settings = {**dict(zip(self.inputs, values, strict=True)), "epochs": epochs, "eval_every": 0}
         if sets_rank(settings[METHOD]):
-            if settings["lora_alpha"] == 2 * settings["r"]:  # as usual: then it goes with the rank
+            if settings["r"] and settings["lora_alpha"] == 2 * settings["r"]:  # as usual: then it goes with the rank
                 settings["lora_alpha"] = 2 * rank
             settings["r"] = rank
         if evaluations:
