@@ -91,6 +91,18 @@ def test_presets_are_recognised_and_the_middle_one_is_the_default() -> None:
     assert PRESETS["balanced"] == (3.0, 16, 0)
 
 
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize(("r", "alpha", "wanted"), [(16, 32, 16), (16, 5, 5), (None, 32, 32)])
+def test_a_preset_takes_alpha_along_where_it_was_twice_the_rank(
+    studio: Studio, t: Translator, r: int | None, alpha: int, wanted: int
+) -> None:
+    tab = TrainTab(studio, t)
+    tab.layout()
+    values = [{"r": r, "lora_alpha": alpha}.get(name, tab.fields[name].default) for name in tab.inputs]
+    changed = tab._preset("quick", None, None, "", [], *values)
+    assert (changed[tab.inputs["r"]], changed[tab.inputs["lora_alpha"]]) == (8, wanted)
+
+
 def test_start_label_names_the_first_error(t: Translator) -> None:
     warned = plan(Check("warning", "Few rows."), Check("ok", "Fine."))
     assert start_label(warned, t) == t("train.start")
