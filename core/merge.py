@@ -1,7 +1,8 @@
 """From base model and adapter to a folder that plain transformers loads, without loading the model.
 
 A skeleton of the model, with no memory behind its weights, says which layer each tensor of the files belongs to; each
-tensor is read, changed in float64, rounded once to its own dtype, and written before the next is read.
+tensor is read, changed in float64, rounded once to its own dtype, and written before the next is read. Tensors that are
+one parameter in memory, such as the experts of a layer, are read and changed together.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from core.export.huggingface import (
     write_safetensors,
 )
 from core.export.method_file import read_quantization
-from core.export.peft import check_repeated, load_adapter, repeated_weights
+from core.export.peft import check_repeated, repeated_weights
 from core.export.peft_config import read_adapter_config, read_shapes, weights_file
-from core.merge_plan import Job, MergePlan, find_ties, plan_merge
+from core.file_layout import Fused
+from core.merge_plan import Job, MergePlan, plan_merge
 from core.model_config import read_config
 from core.models import inspect_model
 from core.quantize.rounding import TRAINED, BaseRounding
@@ -59,8 +61,8 @@ def merge_to_folder(
     `dtype` "base" keeps each tensor's own dtype; "float32" keeps what rounding to 16 bits would lose, in a larger file.
     An adapter that was trained on a quantised base is merged into that base's values, so that it says what it said in
     training; `base_precision` "16-bit", "nf4" or "int8" picks another base, and the model card then has the difference.
-    Needs memory for the largest tensor. Raises AdapterError when the adapter does not fit the base, and DiskFullError;
-    `out_folder` must not exist, and appears only when it is whole.
+    Needs memory for the largest parameter. Raises AdapterError when the adapter does not fit the base, and
+    DiskFullError; `out_folder` must not exist, and appears only when it is whole.
     """
     base, adapter_folder, out_folder = Path(base), Path(adapter_folder), Path(out_folder)
     if dtype not in ("base", "float32"):
@@ -68,28 +70,20 @@ def merge_to_folder(
     own = read_config(base)
     config = adapted_config(own, adapter_folder)
     skeleton = make_skeleton(config, base)
-    ties, names = find_ties(skeleton), _names(skeleton)
     check_mergeable(read_adapter_config(adapter_folder))
-    load_adapter(skeleton, adapter_folder, ADAPTER)
-    plan = plan_merge(skeleton, base, ties, ADAPTER)
+    plan = plan_merge(skeleton, base, adapter_folder, ADAPTER)
     rounding = BaseRounding(read_quantization(adapter_folder), base_precision)
     plan.round(skeleton, rounding)
     if dtype == "float32":
         plan.widen()
     if config is not own:
-        plan.rename(names)
+        plan.name_body()
     with new_folder(out_folder, plan.size_bytes) as scratch:
         _write_weights(plan, scratch, adapter_folder, progress or _silent)
         copy_companions(base, scratch)
         write_json(scratch / "config.json", scrubbed_config(config, dtype if dtype != "base" else None, plan.unties))
         _write_card(scratch, inspect_model(base).licence, rounding)
     return out_folder
-
-
-def _names(skeleton: torch.nn.Module) -> set[str]:
-    """Every parameter and buffer, those that are shared under each of their names."""
-    found = (skeleton.named_parameters(remove_duplicate=False), skeleton.named_buffers(remove_duplicate=False))
-    return {name for kind in found for name, _ in kind}
 
 
 def _silent(done: int, total: int) -> None:
@@ -102,7 +96,7 @@ def _write_weights(plan: MergePlan, folder: Path, adapter_folder: Path, progress
     total = len(plan.jobs)
     done = 0
     for path, jobs in plan.files.items():
-        tensors = _counted(_tensors(path, jobs, adapter_folder, repeated), done, total, progress)
+        tensors = _counted(_tensors(plan, path, adapter_folder, repeated), done, total, progress)
         write_safetensors(folder / names[path], [job.entry for job in jobs.values()], tensors)
         done += len(jobs)
     write_index(folder, {names[path]: [job.entry for job in jobs.values()] for path, jobs in plan.files.items()})
@@ -114,18 +108,28 @@ def _counted(tensors: Iterator[Tensor], done: int, total: int, progress: Progres
         progress(number, total)
 
 
-def _tensors(
-    path: Path, jobs: Mapping[str, Job], adapter_folder: Path, repeated: Mapping[str, str]
-) -> Iterator[Tensor]:
+def _tensors(plan: MergePlan, path: Path, adapter_folder: Path, repeated: Mapping[str, str]) -> Iterator[Tensor]:
+    fused, parts = None, {}
     with safe_open(path, framework="pt") as file, safe_open(weights_file(adapter_folder), framework="pt") as stored:
-        for job in jobs.values():
+        for job in plan.files[path].values():
             if not job.source:  # of a module that the base lacks
                 yield _brought(job)
+                continue
+            if job.fused is not None:
+                if job.fused is not fused:  # they stand together
+                    fused, parts = job.fused, _merged_parts(plan, job.fused)
+                yield parts.pop(job.source).to(job.entry.dtype)
                 continue
             tensor = file.get_tensor(job.source)
             if job.source in repeated:
                 check_repeated(repeated[job.source], stored.get_tensor(repeated[job.source]), tensor)
             yield _merged(job, tensor)
+
+
+def _merged_parts(plan: MergePlan, fused: Fused) -> dict[str, Tensor]:
+    """The tensors of the files that make some parameters together, with these merged."""
+    made = plan.combined(fused)
+    return fused.split({name: _merged(plan.parameters[name], made.pop(name)) for name in list(made)})
 
 
 def _brought(job: Job) -> Tensor:

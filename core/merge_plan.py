@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from core.adapters.host import AdaptedModule
 from core.adapters.inject import adapters_of
 from core.conv1d import is_conv1d
 from core.errors import AdapterError
 from core.export.huggingface import DTYPES, TensorEntry
+from core.export.peft import load_adapter
+from core.file_layout import FileLayout, Fused
 from core.quantize.model import quantizable
 from core.quantize.rounding import BaseRounding
 from core.weight_files import weight_files
@@ -28,19 +30,21 @@ class Job:
     """One tensor of the merged folder: where its values come from and what they become."""
 
     entry: TensorEntry
-    source: str  # the tensor's name in the base's file; empty for one that the base lacks and the adapter brings
+    source: str  # the base's tensor; empty for one that the base lacks and the adapter brings
     host: AdaptedModule | None = None  # the adapted layer it belongs to, if any
     key: str = ""  # which of the layer's parameters it is
     rounding: BaseRounding | None = None  # for the weight of a layer that was quantised in training, or is to be
     is_conv1d: bool = False  # of such a weight: it is (in, out)
+    fused: Fused | None = None  # the tensors of the base that it changes together with
 
 
 @dataclass
 class MergePlan:
     """Every tensor of every file of the merged folder, and whether tied embeddings must part."""
 
-    prefix: str  # name of the model's body, which some checkpoints leave out
-    files: dict[Path, dict[str, Job]] = field(default_factory=dict)  # by the base's file, then by tensor
+    layout: FileLayout
+    files: dict[Path, dict[str, Job]]  # by the base's file, then by tensor
+    parameters: dict[str, Job] = field(default_factory=dict)  # changed ones that several tensors of the files make
     unties: bool = False
 
     def __post_init__(self) -> None:
@@ -57,9 +61,34 @@ class MergePlan:
         return sum(job.entry.size_bytes for job in self.jobs)
 
     def find(self, parameter: str) -> str | None:
-        """The base's tensor of a parameter: its own name, or that without or with the name of the body in front."""
-        candidates = (parameter, parameter.removeprefix(f"{self.prefix}."), f"{self.prefix}.{parameter}")
-        return next((name for name in candidates if name in self._home), None)
+        """The base's tensor that a parameter is, or, where several make it, the parameter itself."""
+        return parameter if parameter in self.layout.fused else self.layout.names.get(parameter)
+
+    def read(self, source: str) -> Tensor:
+        """The value of what `find` found."""
+        fused = self.layout.fused.get(source)
+        return self._stored(source) if fused is None else self.combined(fused)[source]
+
+    def combined(self, fused: Fused) -> dict[str, Tensor]:
+        """The base's values of the parameters that some tensors make."""
+        return fused.combine({name: self._stored(name) for name in fused.entries})
+
+    def _stored(self, name: str) -> Tensor:
+        with safe_open(self._home[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def _jobs_with(self, source: str) -> dict[str, Job]:
+        """Where the job of what `find` found stands."""
+        fused = self.layout.fused.get(source)
+        if fused is None:
+            return self.files[self._home[source]]
+        if source not in self.parameters:
+            self.parameters |= {name: Job(entry, name) for name, entry in fused.parameters().items()}
+            for name in fused.entries:  # to the end of their file, where they stand together
+                jobs = self.files[self._home[name]]
+                jobs[name] = replace(jobs.pop(name), fused=fused)
+        return self.parameters
 
     def place(self, parameter: str, names: Sequence[str], host: AdaptedModule | None, key: str) -> None:
         """Mark a parameter's tensor as changed; one tied to another of `names` gets a tensor of its own."""
@@ -70,7 +99,7 @@ class MergePlan:
                 f"The base model's files have no tensor for {parameter!r}, which the adapter changes.",
                 "Check that the adapter is of this base; if it is, save the base with this version of transformers.",
             )
-        jobs = self.files[self._home[source]]
+        jobs = self._jobs_with(source)
         entry = jobs[source].entry if own else replace(jobs[source].entry, name=parameter)
         if host is not None and tuple(host.base_layer.get_parameter(key).shape) != entry.shape:
             raise AdapterError(f"{source!r} of the base has shape {entry.shape}.", "Pick the base of this adapter.")
@@ -83,31 +112,31 @@ class MergePlan:
         entry = TensorEntry(parameter, dtype, tuple(host.base_layer.get_parameter(key).shape))
         jobs[parameter] = Job(entry, "", host, key)
 
-    def rename(self, names: Set[str]) -> None:
-        """Put the name of the body in front of every tensor whose parameter, of those in `names`, is called so."""
+    def name_body(self) -> None:
+        """Put the name of the model's body in front of every tensor whose parameter has it there."""
         for jobs in self.files.values():
-            for name, job in jobs.items():
-                if name not in names and f"{self.prefix}.{name}" in names:
-                    jobs[name] = replace(job, entry=replace(job.entry, name=f"{self.prefix}.{name}"))
+            for name in jobs.keys() & self.layout.bodiless:
+                job = jobs[name]
+                jobs[name] = replace(job, entry=replace(job.entry, name=self.layout.prefix + name))
 
     def round(self, skeleton: nn.Module, rounding: BaseRounding) -> None:
         """Have the weights of all quantisable layers rounded before they are merged."""
         for path, layer in quantizable(skeleton).items() if rounding.is_needed else ():
-            name = self.find(f"{path}.weight")
-            if name is None:
+            source = self.find(f"{path}.weight")
+            if source is None:
                 raise AdapterError(f"The base model's files have no tensor for {path!r}.", "Merge it unquantised.")
-            jobs = self.files[self._home[name]]
-            jobs[name] = replace(jobs[name], rounding=rounding, is_conv1d=is_conv1d(layer))
+            jobs = self._jobs_with(source)
+            jobs[source] = replace(jobs[source], rounding=rounding, is_conv1d=is_conv1d(layer))
 
     def widen(self) -> None:
         """Write every floating-point tensor as float32."""
-        for jobs in self.files.values():
+        for jobs in (*self.files.values(), self.parameters):
             for name, job in jobs.items():
                 if job.entry.dtype.is_floating_point:
                     jobs[name] = replace(job, entry=replace(job.entry, dtype=torch.float32))
 
 
-def find_ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
+def _ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
     """For every parameter that several modules share: all its names."""
     groups: dict[int, list[str]] = {}
     for name, parameter in skeleton.named_parameters(remove_duplicate=False):
@@ -115,10 +144,12 @@ def find_ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: tuple(names) for names in groups.values() if len(names) > 1 for name in names}
 
 
-def plan_merge(skeleton: Any, base: Path, ties: Mapping[str, tuple[str, ...]], adapter: str) -> MergePlan:
-    """Plan the merge of the adapter called `adapter`, which sits on the skeleton; `ties` are of the bare skeleton."""
-    prefix = str(getattr(skeleton, "base_model_prefix", ""))
-    plan = MergePlan(prefix, {path: _unchanged(path) for path in weight_files(base)})
+def plan_merge(skeleton: Any, base: Path, adapter_folder: Path, adapter: str) -> MergePlan:
+    """Put the adapter of a folder on a bare skeleton, under the name `adapter`, and plan its merge into the base."""
+    files = {path: _unchanged(path) for path in weight_files(base)}
+    layout = FileLayout(skeleton, {name: job.entry for jobs in files.values() for name, job in jobs.items()})
+    plan, ties = MergePlan(layout, files), _ties(skeleton)
+    load_adapter(skeleton, adapter_folder, adapter)
     changes: dict[str, _Change] = {}
     for path, adapted in adapters_of(skeleton).hosts.items():
         changes |= {f"{path}.{key}": (adapted, key) for key in _changed_keys(adapted, adapter)}

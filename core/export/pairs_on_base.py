@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from core.adapters.base import Adapter, layer_kind
@@ -16,10 +15,9 @@ from core.config import AdapterConfig
 from core.errors import AdapterError
 from core.export.method_file import read_quantization
 from core.export.pairs import PREFIX, AdapterPairs
-from core.export.peft import load_adapter
 from core.export.peft_config import read_values
 from core.low_rank import LowRank, closest, tail
-from core.merge_plan import MergePlan, find_ties, plan_merge
+from core.merge_plan import MergePlan, plan_merge
 from core.model_config import read_config
 from core.quantize.rounding import TRAINED, BaseRounding
 from core.selection import pattern_value
@@ -35,9 +33,7 @@ def pairs_on_base(folder: Path, base: Path, config: AdapterConfig, r: int | None
     when the adapter does not fit the base.
     """
     skeleton = make_skeleton(read_config(base), base)
-    ties = find_ties(skeleton)
-    load_adapter(skeleton, folder, ADAPTER)
-    plan = plan_merge(skeleton, base, ties, ADAPTER)
+    plan = plan_merge(skeleton, base, folder, ADAPTER)
     quantization = read_quantization(folder)
     plan.round(skeleton, BaseRounding(quantization, TRAINED))
     products: dict[str, LowRank] = {}
@@ -71,12 +67,10 @@ def _product(host: AdaptedModule, adapter: Adapter, plan: MergePlan, r: int) -> 
 
 def _weight(plan: MergePlan, host: AdaptedModule) -> Tensor | None:
     """A layer's frozen weight from the base's files, as it was in training."""
-    for source, jobs in plan.files.items():
-        for job in jobs.values():
-            if job.host is host and job.key == "weight":
-                with safe_open(source, framework="pt") as file:
-                    tensor: Tensor = file.get_tensor(job.source)
-                return tensor if job.rounding is None else job.rounding(tensor, job.is_conv1d)
+    for job in (*plan.jobs, *plan.parameters.values()):
+        if job.host is host and job.key == "weight":
+            tensor = plan.read(job.source)
+            return tensor if job.rounding is None else job.rounding(tensor, job.is_conv1d)
     return None
 
 

@@ -15,12 +15,16 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -98,6 +102,26 @@ def mixtral() -> Any:
     )  # fmt: skip
     config._experts_implementation = "eager"  # the grouped product has no float64
     return MixtralForCausalLM(config).eval()
+
+
+def qwen3_moe() -> Any:
+    """Another mixture, whose experts have other names in its files."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        hidden_size=16, moe_intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=8, vocab_size=VOCABULARY, num_experts=3, num_experts_per_tok=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def neox() -> Any:
+    """A GPT-NeoX, whose output layer has another name in its files."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=VOCABULARY,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).eval()
 
 
 def t5() -> Any:
