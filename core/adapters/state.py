@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,28 @@ SHOWN = 6  # differences listed in an error
 
 
 def live_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """The adapter's own tensors, not copies, by their stored names; one that several layers share is there once."""
+    """The adapter's own tensors, not copies, by their stored names.
+
+    One that several layers share, as in LoRA-drop, is there for each of them, since peft looks for it there; the copy
+    of a weight that the base ties is there once.
+    """
     record = known(model, (name,))
     found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    copies: set[int] = set()
     for path, host in record.hosts.items():
         for key, tensor in host.tensors(name):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
+            if id(tensor) not in copies:
                 found[key if key.startswith(SHARED_PREFIX) else f"{PREFIX}{path}.{key}"] = tensor
+        replaced = host.replacement(name)
+        copies |= set() if replaced is None else {id(copy) for copy in replaced.copies}
     return found
+
+
+def stored_tensors(model: nn.Module, name: str, keys: Collection[str]) -> dict[str, Tensor]:
+    """Those that a file with these names has to have: of one that layers share, one name of it is enough."""
+    live = live_tensors(model, name)
+    present = {id(tensor) for key, tensor in live.items() if key in keys}
+    return {key: tensor for key, tensor in live.items() if key in keys or id(tensor) not in present}
 
 
 def adapter_state_dict(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
@@ -36,7 +48,7 @@ def adapter_state_dict(model: nn.Module, name: str = "default") -> dict[str, Ten
 @torch.no_grad()
 def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
     """Copy tensors into an adapter; AdapterError lists the names and shapes that differ, and nothing is copied."""
-    own = live_tensors(model, name)
+    own = stored_tensors(model, name, state.keys())
     check_shapes({key: tuple(value.shape) for key, value in own.items()}, {k: tuple(v.shape) for k, v in state.items()})
     for key, tensor in own.items():
         tensor.copy_(state[key])

@@ -151,9 +151,9 @@ def _bounded(config: AdapterConfig, folder: Path) -> AdapterConfig:
 
 def _fill(model: nn.Module, folder: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Check the file's names and shapes against the adapter's, then read its tensors onto the base's devices."""
-    from core.adapters.state import check_shapes, live_tensors, load_adapter_state_dict
+    from core.adapters.state import check_shapes, load_adapter_state_dict, stored_tensors
 
-    own = {key: tuple(tensor.shape) for key, tensor in live_tensors(model, name).items()}
+    own = {key: tuple(tensor.shape) for key, tensor in stored_tensors(model, name, shapes.keys()).items()}
     repeated = repeated_weights(key for key in shapes if key not in own)
     shorter = {key for key in own if key in shapes and _is_pruned(key, shapes[key], own[key])}
     check_shapes(own, {key: own[key] if key in shorter else shapes[key] for key in shapes if key not in repeated})

@@ -201,7 +201,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_method_without_pairs_is_asked_on_its_base(tmp_path: Path) -> None:
-    """LoRA-drop's file has the shared pair once; on the base every layer has it."""
+    """LoRA-drop's files may have the shared pair once; on the base every layer has it."""
     base = llama()
     base.save_pretrained(tmp_path / "base")
     kept = {"kept": ("model.layers.0.self_attn.q_proj",)}

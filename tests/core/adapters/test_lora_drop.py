@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from core.adapters import adapter_config, adapter_parameters, inject
@@ -14,7 +17,7 @@ from core.adapters.inject import adapters_of, training_rule
 from core.adapters.lora_drop import choose
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import AdapterConfig
-from core.errors import ConfigError
+from core.errors import AdapterError, ConfigError
 from core.export.peft import load_adapter, save_adapter
 from core.methods.lora_drop import LoRADropOptions
 from tests.core.adapters.tiny import logits, tokens
@@ -137,7 +140,7 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path: Path, stop: int) -> None:
         assert torch.equal(a, b)
 
 
-def test_saved_once_and_loaded_shared(tmp_path: Path) -> None:
+def test_saved_for_every_layer_and_loaded_shared(tmp_path: Path) -> None:
     run = trainer()
     list(run.steps())
     save_adapter(run.model, tmp_path)
@@ -146,7 +149,40 @@ def test_saved_once_and_loaded_shared(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded, tokens()), logits(run.model.eval(), tokens()))
     count = sum(p.numel() for p in run.parameters)
     assert sum(p.numel() for p in adapter_parameters(loaded)) == count
-    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 4 * count + 8192
+
+
+@pytest.mark.parametrize("shared", ["train", "frozen", "none"])
+def test_peft_reads_the_same_from_the_file(shared: str, tmp_path: Path) -> None:
+    run = trainer(shared=shared)
+    list(run.steps())
+    save_adapter(run.model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # peft only warns of what a file lacks
+        theirs = PeftModel.from_pretrained(toy_llama(), tmp_path).eval()
+    expected = logits(run.model.eval(), tokens())
+    assert (expected - logits(toy_llama(), tokens())).abs().max() > 1e-2
+    torch.testing.assert_close(logits(theirs, tokens()), expected, atol=1e-5, rtol=0)
+
+
+def test_files_that_have_a_shared_pair_once_are_read_too(tmp_path: Path) -> None:
+    """As they were written until now; a pair under none of its names is missing."""
+    run = trainer()
+    list(run.steps())
+    path = save_adapter(run.model, tmp_path) / "adapter_model.safetensors"
+    tensors = load_file(path)
+    same: dict[str, list[str]] = {}
+    for key, tensor in tensors.items():
+        same.setdefault(f"{tensor.shape}{tensor.flatten().tolist()}", []).append(key)
+    more = [key for keys in same.values() for key in keys[1:]]
+    assert more
+    save_file({key: tensor for key, tensor in tensors.items() if key not in more}, path)
+    loaded = toy_llama()
+    load_adapter(loaded, tmp_path)
+    assert torch.equal(logits(loaded, tokens()), logits(run.model.eval(), tokens()))
+    lost = next(keys for keys in same.values() if len(keys) > 1)
+    save_file({key: tensor for key, tensor in tensors.items() if key not in lost}, path)
+    with pytest.raises(AdapterError, match=f"{len(lost)} missing"):
+        load_adapter(toy_llama(), tmp_path)
 
 
 def test_refusals() -> None:
