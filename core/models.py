@@ -20,6 +20,7 @@ from core.family import CAUSAL, SEQ2SEQ, family_of
 from core.model_card import has_chat_template, licence
 from core.model_config import architecture, read_config, refuse_absurd
 from core.quantize.size import NONE
+from core.selection import is_router
 from core.weight_files import StoredTensor, read_header, weight_files
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Target:
     """All layers of a model that share a name, such as its 30 `q_proj`."""
 
     name: str
-    group: str  # attention, mlp, embedding, output or other
+    group: str  # attention, mlp, router, embedding, output or other
     shapes: tuple[tuple[int, int], ...]  # (in, out) of every one of them, in the order of the layers
     paths: tuple[str, ...] = ()  # their full names, in the same order
 
@@ -54,8 +55,8 @@ class Target:
 
     @property
     def is_linear(self) -> bool:
-        """True when 'all-linear' selects it: a projection that is neither embedding nor output layer."""
-        return self.group not in ("embedding", "output")
+        """True when 'all-linear' selects it: a projection that is no embedding, output layer or router of a mixture."""
+        return self.group not in ("embedding", "output", "router")
 
     def lora_parameters(self, r: int) -> int:
         """Trainable parameters of a rank-r LoRA on all of them: sum of r * (in + out) (Hu et al. 2021, section 4.2)."""
@@ -169,6 +170,8 @@ def _group(path: str, name: str) -> str:
         return "output"
     if any(part in name for part in _EMBEDDING_NAMES):
         return "embedding"
+    if is_router(path):
+        return "router"
     parents = path.lower().rsplit(".", 1)[0]
     if any(part in parents for part in _ATTENTION_PARTS):
         return "attention"

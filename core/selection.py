@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALL_LINEAR = "all-linear"
 V = TypeVar("V")
+_ROUTER = re.compile(r"(.*\.)?(gate|shared_expert_gate|\w*router\w*)(\..*)?")
 
 
 def matches(name: str, wanted: str | Collection[str]) -> bool:
@@ -57,6 +58,11 @@ def shortest_pattern(values: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     counts = Counter(values.values())
     default = max(counts, key=lambda value: (counts[value], value))
     return default, {path: value for path, value in values.items() if value != default}
+
+
+def is_router(path: str) -> bool:
+    """Whether a layer is the one that sends tokens to a mixture's experts: small, and best left as it was trained."""
+    return _ROUTER.fullmatch(path) is not None
 
 
 def is_saved(path: str, entries: Collection[str]) -> bool:

@@ -13,7 +13,7 @@ from core.config import AdapterConfig
 from core.conv1d import is_conv1d
 from core.errors import ConfigError
 from core.quantize.linear import QuantizedLinear
-from core.selection import ALL_LINEAR, endings, is_saved, matches
+from core.selection import ALL_LINEAR, endings, is_router, is_saved, matches
 
 CLASSIFIER_NAMES = ("classifier", "score")  # the heads of transformers' classification models
 
@@ -144,12 +144,15 @@ def _match(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterCo
 
 
 def all_linear(model: nn.Module, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Every Linear and Conv1D but the output layer; and none inside MultiheadAttention, which bypasses its own."""
+    """Every Linear and Conv1D but the output layer and the routers of a mixture.
+
+    And none inside MultiheadAttention, which bypasses its own.
+    """
     output = _output_layer(model)
     return tuple(
         path
         for path, module in modules.items()
-        if _is_linear(module) and module is not output and not _is_bypassed(path, modules)
+        if _is_linear(module) and module is not output and not _is_bypassed(path, modules) and not is_router(path)
     )
 
 

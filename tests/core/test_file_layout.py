@@ -20,10 +20,12 @@ from core.merge import merge_to_folder, verify_merge
 from core.merge_plan import plan_merge
 from core.model_config import read_config
 from core.skeleton import make_skeleton
-from tests.core.adapters.tiny import logits, mixtral, neox, qwen3_moe, shake, tokens
+from tests.core.adapters.tiny import granite_moe, logits, mixtral, neox, qwen2_moe, qwen3_moe, shake, tokens
 
-EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-MODELS: dict[str, Callable[[], Any]] = {"mixtral": mixtral, "qwen3_moe": qwen3_moe, "neox": neox}
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+MODELS: dict[str, Callable[[], Any]] = {
+    make.__name__: make for make in (mixtral, qwen2_moe, qwen3_moe, granite_moe, neox)
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "partial": {"method": "partial", "method_options": {"part": "last_blocks", "blocks": 1}},

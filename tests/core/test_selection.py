@@ -12,7 +12,8 @@ from core.config import AdapterConfig
 from core.errors import ConfigError
 from core.methods import methods
 from core.models import inspect_model
-from core.selection import selected_targets
+from core.selection import is_router, selected_targets
+from tests.core.adapters.tiny import granite_moe, mixtral, qwen2_moe, qwen3_moe
 from tests.core.toy import toy_gpt2, toy_llama
 
 ADAPTERS = [
@@ -50,6 +51,27 @@ def test_conv1d_counts_too(tmp_path: Path) -> None:
     inject(model, AdapterConfig(r=2))
     counted = methods.get("lora").trainable_parameters(inspect_model(tmp_path), AdapterConfig(r=2))
     assert counted == sum(p.numel() for p in adapter_parameters(model))
+
+
+@pytest.mark.parametrize("make", [mixtral, qwen2_moe, qwen3_moe, granite_moe])
+def test_routers_are_no_layers_to_adapt(make: Any, tmp_path: Path) -> None:
+    """Of three experts and more, they have fewer outputs than a usual rank; a plan and the trainer leave them out."""
+    model = make()
+    model.save_pretrained(tmp_path)
+    info, adapter = inspect_model(tmp_path), AdapterConfig(r=4)
+    targets = selected_targets(info, adapter)
+    for target in targets:
+        for path, shape in zip(target.paths, target.shapes, strict=True):
+            methods.get("lora").check_layer(adapter, path, *shape)
+    injected = inject(model, adapter)
+    assert {path for target in targets for path in target.paths} == set(injected)
+    assert {"q_proj", "o_proj"} <= {path.rpartition(".")[2] for path in injected}
+
+
+def test_what_a_router_is_called() -> None:
+    routers = ("mlp.gate", "mlp.shared_expert_gate", "mlp.router", "ffn.router.layer", "altup.modality_router", "gate")
+    assert all(is_router(path) for path in routers)
+    assert not any(is_router(path) for path in ("mlp.gate_proj", "mlp.gate_up_proj", "mlp.shared_expert.gate_proj"))
 
 
 @pytest.mark.parametrize("adapter", [AdapterConfig(target_modules="(q_proj"), AdapterConfig(exclude_modules="(q_proj")])

@@ -17,10 +17,14 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -112,6 +116,27 @@ def qwen3_moe() -> Any:
         head_dim=8, vocab_size=VOCABULARY, num_experts=3, num_experts_per_tok=2, max_position_embeddings=32,
     )  # fmt: skip
     return Qwen3MoeForCausalLM(config).eval()
+
+
+def qwen2_moe() -> Any:
+    """A mixture with an expert that all tokens share, and a gate of one output before it."""
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        hidden_size=16, moe_intermediate_size=8, shared_expert_intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, vocab_size=VOCABULARY, num_experts=3, num_experts_per_tok=2,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    return Qwen2MoeForCausalLM(config).eval()
+
+
+def granite_moe() -> Any:
+    """A mixture whose experts are two tensors in its files too, under other names, as is its router."""
+    torch.manual_seed(0)
+    config = GraniteMoeConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=VOCABULARY, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return GraniteMoeForCausalLM(config).eval()
 
 
 def neox() -> Any:
