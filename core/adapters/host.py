@@ -223,21 +223,19 @@ class AdaptedModule(nn.Module):
         groups = [(name, index) for name, index in rows.groups if name in self.names()]
         if groups and _input(args, kwargs).shape[0] == 1:  # what all rows share, such as position ids
             args, kwargs = _spread((args, kwargs), rows.count)
+        size = _input(args, kwargs).shape[0]
+        length = _positions(_input(args, kwargs), rows.count) if groups else 1
         out = self._call_base((), args, kwargs)
-        if groups and _input(args, kwargs).shape[0] != rows.count:
-            raise AdapterError(
-                f"This model gives a layer a batch of {_input(args, kwargs).shape[0]} rows instead of {rows.count}.",
-                "Run the adapters one after the other instead of in one batch.",
-            )
         if (stack := self._stack(rows, out)) is not None:
             return stack.add_to(out, _input(args, kwargs))
-        for name, index in groups:
-            args_here, kwargs_here = _pick((args, kwargs), index, rows.count)
+        for name, own in groups:
+            index = _spans(own, length)
+            args_here, kwargs_here = _pick((args, kwargs), index, size)
             if name in self.replacements or self._runs_otherwise(name):
                 piece = self._call_base((name,), args_here, kwargs_here)
             else:
-                piece = out.index_select(0, index)
-            out = out.index_copy(0, index, self._adapt((name,), piece, args_here, kwargs_here))
+                piece = _pick(out, index, size)
+            out = _put(out, index, self._adapt((name,), piece, args_here, kwargs_here))
         return out
 
     def _stack(self, rows: RowGroups, out: Any) -> RowStack | None:
@@ -267,6 +265,34 @@ def _pick(value: Any, index: Tensor, count: int) -> Any:
     if isinstance(value, dict):
         return {key: _pick(entry, index, count) for key, entry in value.items()}
     return value
+
+
+def _put(value: Any, index: Tensor, piece: Any) -> Any:
+    """The output with `piece` in its rows `index`; of several outputs, in those of each."""
+    if isinstance(value, Tensor):
+        return value.index_copy(0, index, piece)
+    if isinstance(value, tuple):
+        return tuple(_put(entry, index, own) for entry, own in zip(value, piece, strict=True))
+    return value
+
+
+def _positions(x: Tensor, count: int) -> int:
+    """How many entries of an input's first dimension are of one row: 1, or its length where the rows come end to end.
+
+    So they come to the experts of a mixture and to what stands beside these: (rows times length, width).
+    """
+    is_flat = x.dim() == 2 and x.is_floating_point() and x.shape[0] % count == 0
+    if x.shape[0] != count and not is_flat:
+        raise AdapterError(
+            f"This model gives a layer a batch of {x.shape[0]} rows instead of {count}.",
+            "Run the adapters one after the other instead of in one batch.",
+        )
+    return x.shape[0] // count
+
+
+def _spans(rows: Tensor, length: int) -> Tensor:
+    """The entries of these rows in a first dimension that has `length` of each."""
+    return rows if length == 1 else (rows[:, None] * length + torch.arange(length, device=rows.device)).flatten()
 
 
 def _spread(value: Any, count: int) -> Any:

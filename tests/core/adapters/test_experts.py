@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import OPTConfig, OPTForCausalLM
 
-from core.adapters import adapter_parameters, inject, merge, set_adapter, unmerge
+from core.adapters import adapter_parameters, adapter_rows, inject, merge, set_adapter, unmerge
 from core.config import AdapterConfig
 from core.errors import ConfigError
 from core.export.peft import load_adapter, save_adapter
@@ -21,6 +22,21 @@ EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 def mixtral() -> Any:
     return tiny.mixtral().double()
+
+
+def eager(model: Any) -> Any:
+    """In float64, which the grouped product of the experts does not have."""
+    model.set_experts_implementation("eager")
+    return model.double()
+
+
+def opt() -> Any:
+    torch.manual_seed(0)
+    config = OPTConfig(
+        hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=tiny.VOCABULARY,
+        max_position_embeddings=32, word_embed_proj_dim=16, do_layer_norm_before=True,
+    )  # fmt: skip
+    return OPTForCausalLM(config).double().eval()
 
 
 def adapted(parameters: tuple[str, ...] = EXPERTS, targets: str | tuple[str, ...] = ("q_proj",), **more: Any) -> Any:
@@ -110,6 +126,32 @@ def _same(ours: Any, theirs: Any) -> None:
     own = sorted(float(p.grad.norm()) for p in adapter_parameters(ours))
     peft = sorted(float(p.grad.norm()) for p in theirs.parameters() if p.grad is not None)
     assert own == pytest.approx(peft, abs=1e-10)
+
+
+ROWS = ["experts", None, "other", "whole", "experts"]
+
+
+@pytest.mark.parametrize("make", [mixtral, lambda: eager(tiny.qwen2_moe()), lambda: eager(tiny.granite_moe()), opt])
+@pytest.mark.parametrize("length", [1, 4, 5])
+def test_rows_of_one_batch_with_adapters_of_their_own(make: Any, length: int) -> None:
+    """A mixture shows its experts, and OPT its feed-forward layers, all tokens of all rows end to end."""
+    model = make()
+    experts = [] if model.config.model_type == "opt" else [f"experts.{key}" for key in ("gate_up_proj", "down_proj")]
+    settings: dict[str, dict[str, Any]] = {
+        "experts": {"r": 2, "target_parameters": tuple(experts)},
+        "other": {"r": 1, "lora_alpha": 1.0, "target_modules": "all-linear"},
+        "whole": {"method": "full"},
+    }
+    for seed, (name, own) in enumerate(settings.items()):
+        inject(model, AdapterConfig(**own), name, seed=seed)
+        shake(model, name, size=0.3, seed=seed)
+    ids = tokens(len(ROWS), length)
+    want = []
+    for row, name in enumerate(ROWS):
+        set_adapter(model, name)
+        want.append(logits(model, ids[row : row + 1]))
+    with adapter_rows(model, ROWS):
+        torch.testing.assert_close(logits(model, ids), torch.cat(want), atol=1e-12, rtol=0)
 
 
 def test_refusals() -> None:
