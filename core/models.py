@@ -20,7 +20,7 @@ from core.family import CAUSAL, SEQ2SEQ, family_of
 from core.model_card import has_chat_template, licence
 from core.model_config import architecture, read_config, refuse_absurd
 from core.quantize.size import NONE
-from core.selection import is_router
+from core.selection import SHARED_EMBEDDING, is_router
 from core.weight_files import StoredTensor, read_header, weight_files
 
 if TYPE_CHECKING:
@@ -151,13 +151,23 @@ def _targets(tensors: Mapping[str, StoredTensor], is_conv1d: bool) -> tuple[Targ
         shape = stored.shape
         if kind != "weight" or len(shape) != 2 or ".experts." in path:
             continue  # norms, biases, and experts, which transformers stores as one 3-D parameter
-        name = path.rpartition(".")[2]
-        group = _group(path, name)
-        is_transposed = group == "embedding" or (is_conv1d and group != "output")  # stored as (in, out)
-        shapes.setdefault(name, []).append((shape[0], shape[1]) if is_transposed else (shape[1], shape[0]))
-        paths.setdefault(name, []).append(path)
-        groups.setdefault(name, group)
+        for own in _run_paths(path, tensors):
+            name = own.rpartition(".")[2]
+            group = _group(own, name)
+            is_transposed = group == "embedding" or (is_conv1d and group != "output")  # stored as (in, out)
+            shapes.setdefault(name, []).append((shape[0], shape[1]) if is_transposed else (shape[1], shape[0]))
+            paths.setdefault(name, []).append(own)
+            groups.setdefault(name, group)
     return tuple(Target(name, groups[name], tuple(shapes[name]), tuple(paths[name])) for name in shapes)
+
+
+def _run_paths(path: str, tensors: Mapping[str, StoredTensor]) -> list[str]:
+    """The layers that run with a weight: for the table that an encoder-decoder shares, the embeddings tied to it."""
+    parent, _, name = path.rpartition(".")
+    if name != SHARED_EMBEDDING:
+        return [path]
+    tied = (f"{parent}.{side}.embed_tokens".removeprefix(".") for side in ("encoder", "decoder"))
+    return [own for own in tied if f"{own}.weight" not in tensors]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core.models import ModelInfo, Target
 
 ALL_LINEAR = "all-linear"
+SHARED_EMBEDDING = "shared"  # of an encoder-decoder: a table that the embeddings of both sides are tied to
 V = TypeVar("V")
 _ROUTER = re.compile(r"(.*\.)?(gate|shared_expert_gate|\w*router\w*)(\..*)?")
 
@@ -66,8 +67,13 @@ def is_router(path: str) -> bool:
 
 
 def is_saved(path: str, entries: Collection[str]) -> bool:
-    """Whether `modules_to_save` names this module or one around it, which is then trained whole."""
-    return any(f".{entry}." in f".{path}." for entry in entries)
+    """Whether `modules_to_save` names this module or one around it, which is then trained whole.
+
+    By PEFT's rule for these: an entry is the end of the name, and so may be the end of its last part ("norm").
+    """
+    parts = path.split(".")
+    around = (".".join(parts[:stop]) for stop in range(1, len(parts) + 1))
+    return any(name.endswith(entry) for name in around for entry in entries)
 
 
 def selected_targets(info: ModelInfo, adapter: AdapterConfig) -> tuple[Target, ...]:

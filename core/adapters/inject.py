@@ -14,7 +14,7 @@ from torch import nn
 from core.adapters.base import LayerSettings, Places, adapters, layer_kind, layer_size, weight_like
 from core.adapters.host import AdaptedModule, Replacement
 from core.adapters.rule import TrainingRule
-from core.adapters.targets import base_modules, check_every_entry
+from core.adapters.targets import base_modules, check_every_entry, check_runs
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
 from core.methods import methods, options_of
@@ -114,8 +114,8 @@ def inject(model: nn.Module, config: AdapterConfig, name: str = "default", seed:
 def plan_adapter(model: nn.Module, config: AdapterConfig, name: str, is_strict: bool = True) -> Plan:
     """Work out what an adapter goes on, and check that it can be added, without changing the model.
 
-    `is_strict` also refuses what is legal but most likely a mistake: ranks above a layer's size, and entries of
-    target_modules that match nothing.
+    `is_strict` also refuses what is legal but most likely a mistake: ranks above a layer's size, entries of
+    target_modules that match nothing, and layers that are never run.
     """
     method = adapters.get(config.method)
     record = adapters_of(model)
@@ -130,6 +130,7 @@ def plan_adapter(model: nn.Module, config: AdapterConfig, name: str, is_strict: 
         _check_dense(path, modules[path], names)
     if is_strict:
         check_every_entry(modules, config)
+        check_runs((*plan.targets, *plan.places.saved), modules)
         for path in plan.targets:
             methods.get(config.method).check_layer(config, path, *layer_size(modules[path]))
     return plan

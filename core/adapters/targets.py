@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 from torch import nn
@@ -13,7 +13,7 @@ from core.config import AdapterConfig
 from core.conv1d import is_conv1d
 from core.errors import ConfigError
 from core.quantize.linear import QuantizedLinear
-from core.selection import ALL_LINEAR, endings, is_router, is_saved, matches
+from core.selection import ALL_LINEAR, SHARED_EMBEDDING, endings, is_router, is_saved, matches
 
 CLASSIFIER_NAMES = ("classifier", "score")  # the heads of transformers' classification models
 
@@ -93,7 +93,7 @@ def find_saved(modules: Mapping[str, nn.Module], config: AdapterConfig) -> list[
 
     An entry may be absent, since peft lists the usual names of a head; ConfigError when all are.
     """
-    found = [path for path in modules if any(path.endswith(entry) for entry in config.modules_to_save)]
+    found = [path for path in modules if is_saved(path, config.modules_to_save)]
     if config.modules_to_save and not found:
         raise _no_match("modules_to_save", config.modules_to_save, modules)
     return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
@@ -125,6 +125,18 @@ def check_every_entry(modules: Mapping[str, nn.Module], config: AdapterConfig) -
     for entry in config.target_modules:
         if entry not in known:
             raise _no_match("target_modules", (entry,), modules)
+
+
+def check_runs(paths: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
+    """Raise ConfigError for the embedding that an encoder-decoder keeps for both sides to share, and never runs."""
+    tables = {path: module for path, module in modules.items() if isinstance(module, nn.Embedding)}
+    for path in tables.keys() & set(paths):
+        users = [other for other, table in tables.items() if other != path and table.weight is tables[path].weight]
+        if path.rpartition(".")[2] == SHARED_EMBEDDING and users:
+            raise ConfigError(
+                f"{path!r} is never run: its weight is there for {' and '.join(users)}.",
+                f"Name {' or '.join(sorted({user.rpartition('.')[2] for user in users}))} instead.",
+            )
 
 
 def _match(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterConfig) -> list[str]:

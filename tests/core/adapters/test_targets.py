@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from core.adapters import adapter_names, adapter_parameters, inject
-from core.adapters.targets import base_modules
+from core.adapters.targets import base_modules, find_saved
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
-from tests.core.adapters.tiny import bert, gpt2, llama
+from core.export.peft import load_adapter
+from core.models import inspect_model
+from core.selection import is_saved, selected_targets
+from tests.core.adapters.tiny import bart, bert, gpt2, llama, t5, tokens
 
 CASES: list[dict[str, Any]] = [
     {"target_modules": "all-linear"},
@@ -39,6 +44,40 @@ def test_the_same_modules_as_peft(case: dict[str, Any]) -> None:
         if any(len(getattr(module, kind, ())) for kind in ("lora_A", "lora_embedding_A"))
     ]
     assert ours and sorted(ours) == sorted(expected)
+
+
+@pytest.mark.parametrize("entry", ["norm", "lm_head", "head", "layers.1.mlp", "mlp.up_proj", "_proj"])
+def test_the_modules_that_are_saved_are_one_question(entry: str) -> None:
+    """What trains whole is what peft wraps; a plan, and what gets no adapter, go by the same rule."""
+    made = get_peft_model(llama(), LoraConfig(r=2, target_modules=["embed_tokens"], modules_to_save=[entry]))
+    wrapped = [path for path, module in made.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    expected = {path.removeprefix("base_model.model.") for path in wrapped}
+    modules = base_modules(llama())
+    config = AdapterConfig(r=2, target_modules=("embed_tokens",), modules_to_save=(entry,))
+    saved = find_saved(modules, config)
+    assert set(saved) == expected
+    inside = {path for path in modules if any(f"{path}.".startswith(f"{one}.") for one in saved)}
+    assert inside == {path for path in modules if is_saved(path, (entry,))}
+
+
+@pytest.mark.parametrize("make", [t5, bart])
+def test_a_table_that_is_only_there_to_be_shared_is_refused(make: Any, tmp_path: Path) -> None:
+    """peft puts an adapter there that nothing ever runs; the layers that do run are those that a form offers."""
+    name = {t5: "q", bart: "q_proj"}[make]
+    for settings in ({"target_modules": ("shared", name)}, {"target_modules": (name,), "modules_to_save": ("shared",)}):
+        with pytest.raises(ConfigError, match=r"shared' is never run.*Name embed_tokens instead"):
+            inject(make(), AdapterConfig(r=2, **settings))
+    made = get_peft_model(make(), LoraConfig(r=2, target_modules=["shared"]))
+    made.save_pretrained(tmp_path / "theirs")
+    assert load_adapter(make(), tmp_path / "theirs"), "what peft wrote does nothing here either"
+    model = make()
+    model.save_pretrained(tmp_path / "base")
+    config = AdapterConfig(r=2, target_modules=("embed_tokens",))
+    offered = {path for target in selected_targets(inspect_model(tmp_path / "base"), config) for path in target.paths}
+    assert offered == set(inject(model, config))
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    gradients = [parameter.grad for parameter in adapter_parameters(model)]
+    assert len(gradients) == 4 and all(gradient is not None for gradient in gradients)
 
 
 def test_all_linear_on_gpt2_takes_conv1d_and_leaves_the_output_layer() -> None:
