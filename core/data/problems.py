@@ -38,6 +38,7 @@ KINDS = {
     "suspected_secret": Kind(WARNING, (KEEP, SKIP, FIX)),  # fix: replaced by [removed]
     "personal_data": Kind(WARNING, (KEEP, SKIP, FIX)),
     "unanswered": Kind(WARNING, (KEEP, SKIP)),
+    "rated_bad": Kind(WARNING, (SKIP, KEEP)),  # training imitates answers, so that a bad one is left out
 }
 
 

@@ -17,7 +17,8 @@ from core.data.formats import Format, formats
 from core.data.inspection import Inspector
 from core.data.languages import UsualLanguages
 from core.data.mapping import mapped
-from core.data.problems import ERROR, FIX, Problem, RowError, excerpt
+from core.data.problems import ERROR, FIX, KINDS, SKIP, Problem, RowError, excerpt
+from core.data.ratings import rated_bad
 from core.data.readers import Row, read_rows
 from core.data.recipe import Recipe
 from core.data.records import Record
@@ -104,9 +105,14 @@ class Scan:
         self.readable += 1
         self.matched += format.matches(row.values)
         record, error = self._record(row, format)
-        wrong = (_problem(row, error, name),) if error else ()
+        wrong = [_problem(row, error, name)] if error else []
         if record is None:
-            return Verdict(row, name, None, wrong)
+            return Verdict(row, name, None, tuple(wrong))
+        rating = rated_bad(row.values, format, record)
+        if rating:
+            wrong.append(_problem(row, rating, name))
+            if self.recipe.action(rating.kind) == SKIP:
+                return Verdict(row, name, None, tuple(wrong))
         record, warnings = inspector.inspect(replace(record, file=name) if name else record)
         return Verdict(row, name, record, (*wrong, *warnings))
 
@@ -195,7 +201,7 @@ def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _problem(row: Row, error: RowError, file: str) -> Problem:
     shown = "; ".join(f"{name}: {str(value)[:40]}" for name, value in islice(row.values.items(), 8))
-    return Problem(row.number, error.kind, ERROR, error.detail, excerpt(shown), file)
+    return Problem(row.number, error.kind, KINDS[error.kind].level, error.detail, excerpt(shown), file)
 
 
 def place(path: Path, problem: Problem) -> str:

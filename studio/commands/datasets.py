@@ -59,7 +59,7 @@ def add_dataset(
         where = f"row {problem.row}" + (f" of {problem.file}" if problem.file else "")
         say(f"{where}: {problem.level}: {problem.detail}")
     for kind, count in view.counts.items():
-        say(f"{count:,} rows with the problem {kind}")
+        say(f"{count:,} rows with the problem {kind}: {recipe.action(kind)}")
     emit(as_json, view, _facts(view))
 
 

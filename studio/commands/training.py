@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +105,10 @@ def _read(studio: Studio, config: Path | None) -> dict[str, Any]:
 def _dataset(studio: Studio, text: str) -> DatasetView:
     """A dataset of the library; a file is added first, which files the same content only once."""
     if Path(text).is_file():
-        return studio.add_dataset(Path(text))
+        added = studio.add_dataset(Path(text))
+        if added.bad_rows:
+            say(f"{added.bad_rows:,} rows are left out. See why: lora-studio datasets add {shlex.quote(text)} --check")
+        return added
     if Path(text).suffix and not any(item.name == text for item in studio.datasets()):
         raise ConfigError(
             f"There is no file or dataset {text!r}.", "Check the path, or see `lora-studio datasets list`."

@@ -60,6 +60,7 @@ CASES: dict[str, tuple[Any, Turns | None]] = {
     "suspected_secret": (chat(U, ("assistant", f"It is {TOKEN}.")), [U, ("assistant", "It is [removed].")]),
     "personal_data": (chat(("user", "I am ann@firm.com"), A), [("user", "I am [removed]"), A]),
     "unanswered": (chat(U, A, U), None),
+    "rated_bad": (chat(U, A) | {"label": False}, None),
 }  # fmt: skip
 
 
@@ -94,6 +95,20 @@ def test_a_row_that_cannot_be_mended_is_left_out(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD, chat(U, ("assistant", "")))
     dataset = load_dataset(path, recipe=Recipe(actions={"empty_answer": "fix"}).skipping_errors())
     assert len(dataset) == 1 and dataset.counts == {"no_assistant": 1}
+
+
+def test_answers_that_are_marked_as_bad_are_left_out(tmp_path: Path) -> None:
+    """Rows of feedback, as for KTO; a label of a text is an answer, and one that is no yes or no marks nothing."""
+    good, bad, other = ({"prompt": f"p{label}", "completion": "c", "label": label} for label in (True, False, "spam"))
+    dataset = load_dataset(written(tmp_path, good, bad, other))
+    assert [record.row for record in dataset.records] == [1, 3] and dataset.counts == {"rated_bad": 1}
+    with pytest.raises(DatasetError, match=r"No row of b\.jsonl can be used\. Line 1 .*'label' says false"):
+        load_dataset(written(tmp_path, bad, name="b.jsonl"))
+    table = tmp_path / "c.csv"
+    table.write_text("prompt,response,kto_tag\na,b,True\nc,d,False\n", "utf-8")
+    assert [record.row for record in load_dataset(table).records] == [2]
+    labels = load_dataset(written(tmp_path, {"text": "t", "label": "False"}, name="d.jsonl"))
+    assert labels.records[0].messages[1].content == "False" and not labels.counts
 
 
 @pytest.mark.parametrize(("kind", "action"), [("duplicate", "fix"), ("bad_json", "keep"), ("nonsense", "skip")])
