@@ -6,74 +6,21 @@ Each config is a frozen dataclass that checks itself when it is made, so an inva
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from core.errors import ConfigError
 from core.quantize.size import QUANTIZATIONS
+from core.setting import Checked, option, shown, type_name
 from core.tasks import choice
 
+__all__ = [
+    "AdapterConfig", "Checked", "DataConfig", "GenerationConfig", "OptimConfig", "TrainConfig", "from_dict", "option",
+    "to_dict", "type_name",
+]  # fmt: skip
+
 C = TypeVar("C")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    unit: str = "",
-    basic: bool = False,
-) -> Any:
-    """A dataclass field that carries what a form, a CLI and a docs table need to show it.
-
-    `basic` fields stand on the first page of the form; the others are folded under "Advanced".
-    """
-    about = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "unit": unit, "basic": basic}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=about)
-    return field(default=default, metadata=about)
-
-
-def type_name(item: dataclasses.Field[Any]) -> str:
-    """The type of a field as it is written: "int", whether its module keeps annotations as text or not."""
-    return item.type.__name__ if isinstance(item.type, type) else str(item.type)
-
-
-class Checked:
-    """Checks every field against the range and the choices of its own metadata."""
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            _check(item, getattr(self, item.name))
-
-
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
-    about = item.metadata
-    if about.get("choices") and value not in about["choices"]:
-        raise ConfigError(f"{item.name} is {value!r}.", f"Pick one of: {', '.join(about['choices'])}.")
-    if type_name(item) == "bool" and not isinstance(value, bool):
-        raise ConfigError(f"{item.name} is {value!r}.", "Write true or false.")
-    low, high = about.get("minimum"), about.get("maximum")
-    if low is None and high is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(
-            f"{item.name} is {value!r}, which is not a number.", f"Give a number, for example {item.default}."
-        )
-    if type_name(item) == "int" and isinstance(value, float) and not value.is_integer():
-        near = round(value) if math.isfinite(value) else item.default
-        raise ConfigError(
-            f"{item.name} is {value}, which is not a whole number.", f"Give a whole number, for example {near}."
-        )
-    if not ((low is None or value >= low) and (high is None or value <= high)):  # also refuses NaN
-        span = (
-            f"at least {low}" if high is None else f"between {low} and {high}" if low is not None else f"at most {high}"
-        )
-        raise ConfigError(f"{item.name} is {value}; it must be {span}.", f"The default is {item.default}.")
 
 
 @dataclass(frozen=True)
@@ -117,25 +64,16 @@ class AdapterConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(value := getattr(self, name), (list, set)):
-                object.__setattr__(self, name, tuple(value))
         if not self.target_modules and not self.target_parameters:
             raise ConfigError("No target modules are chosen.", "Choose at least one, or 'all-linear'.")
-        for name in ("modules_to_save", "target_parameters"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if self.target_parameters and self.lora_dropout:
             raise ConfigError("lora_dropout does not work with target_parameters.", "Leave lora_dropout at 0.")
-        for name in ("rank_pattern", "alpha_pattern", "method_options"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}.", "Write names, each with its value.")
         for rank in self.rank_pattern.values():
-            if not (isinstance(rank, int) and 1 <= rank <= 4096):
-                raise ConfigError(f"rank_pattern holds rank {rank!r}.", "Ranks are whole numbers from 1 to 4096.")
+            if isinstance(rank, bool) or not (isinstance(rank, int) and 1 <= rank <= 4096):
+                raise ConfigError(f"rank_pattern holds rank {shown(rank)}.", "Ranks are whole numbers from 1 to 4096.")
         for alpha in self.alpha_pattern.values():
-            if not (isinstance(alpha, (int, float)) and 1e-6 <= alpha <= 65536):
-                raise ConfigError(f"alpha_pattern holds alpha {alpha!r}.", "Give numbers from 0.000001 to 65536.")
+            if isinstance(alpha, bool) or not (isinstance(alpha, (int, float)) and 1e-6 <= alpha <= 65536):
+                raise ConfigError(f"alpha_pattern holds alpha {shown(alpha)}.", "Give numbers from 0.000001 to 65536.")
         from core.methods import methods, options_of  # they are described in terms of this class
 
         options_of(self)
@@ -334,17 +272,13 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """Build a config from plain data; missing keys take their default, unknown ones raise ConfigError."""
     from difflib import get_close_matches
 
-    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     made: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            near = get_close_matches(str(name), known, n=1)
             raise ConfigError(f"There is no setting {name!r}.", f"Did you mean {near[0]!r}?" if near else "Remove it.")
-        if name in _SECTIONS and isinstance(value, Mapping):
-            value = from_dict(_SECTIONS[name], value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif type_name(known[name]) == "float" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        if name in _SECTIONS and (value is None or isinstance(value, Mapping)):  # YAML reads a heading alone as None
+            value = from_dict(_SECTIONS[name], value or {})
         made[name] = value
     return kind(**made)

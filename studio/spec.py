@@ -10,8 +10,10 @@ import yaml
 
 from core.config import TrainConfig, from_dict, to_dict
 from core.errors import ConfigError
+from core.setting import shown
 
 _KEYS = ("name", "model", "dataset", "train")
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: a date or a number that is none
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,7 +35,7 @@ def from_yaml(text: str) -> dict[str, Any]:
     """Read what `to_yaml` wrote; `train` becomes a TrainConfig. ConfigError on anything unknown or out of range."""
     try:
         spec = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except _UNREADABLE as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" at line {line + 1}" if line is not None else ""
         raise ConfigError(
@@ -44,9 +46,24 @@ def from_yaml(text: str) -> dict[str, Any]:
     unknown = [str(key) for key in spec if key not in _KEYS]
     if unknown:
         raise ConfigError(f"The job file has the unknown entry {unknown[0]!r}.", f"Known: {', '.join(_KEYS)}.")
-    return {
-        "name": str(spec.get("name") or ""),
-        "model": str(spec.get("model") or ""),
-        "dataset": str(spec.get("dataset") or ""),
-        "train": from_dict(TrainConfig, spec.get("train") or {}),
-    }
+    train = {} if spec.get("train") is None else spec["train"]
+    if not isinstance(train, Mapping):
+        raise ConfigError(f"train is {shown(train)}.", "Write names, each with its value.")
+    return {key: _text(key, spec.get(key)) for key in _KEYS[:3]} | {"train": from_dict(TrainConfig, train)}
+
+
+def read_value(text: str) -> Any:
+    """The value of one setting, written as in a job file; ConfigError when it cannot be read."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except _UNREADABLE:
+        raise ConfigError(f"{shown(text)} cannot be read.", "Write a number, a word, or [a, list].") from None
+
+
+def _text(key: str, value: Any) -> str:
+    """A name; people also write numbers as names."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ConfigError(f"{key} is {shown(value)}, which is not a text.", "Write a name, in quotes if need be.")
+    return str(value)

@@ -88,6 +88,6 @@ def _pair(flag: str, text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise ConfigError(f"--{flag.replace('_', '-')} has {text!r}.", "Write name=value, several with commas between.")
-    import yaml
+    from studio.spec import read_value
 
-    return name, yaml.safe_load(value)
+    return name, read_value(value)

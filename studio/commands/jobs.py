@@ -143,15 +143,12 @@ def _steer(job: str, workspace: Path | None, as_json: bool, act: Callable[[Studi
 
 def _change(text: str) -> tuple[str, Any]:
     """The setting and the value of `data.max_length=512`, the value as YAML has it."""
-    import yaml
+    from studio.spec import read_value
 
     path, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{text!r} is no change.", "Write it as data.max_length=512.")
-    try:
-        return path.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{value!r} cannot be read.", "Write a number, a word, or [a, list].") from None
+    return path.strip(), read_value(value)
 
 
 def _find(studio: Studio, text: str) -> JobView:

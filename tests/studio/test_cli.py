@@ -172,6 +172,40 @@ def test_a_job_file_has_numbers_as_people_write_them(written: str, rate: float) 
     assert spec["train"].optim.learning_rate == rate and spec["name"] == "1e-4b"
 
 
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        ("- a\n- b", "holds no settings"),
+        ("name: [a]", r"name is \['a'\], which is not a text"),
+        ("model: {a: b}", r"model is \{'a': 'b'\}, which is not a text"),
+        ("dataset: true", "dataset is True, which is not a text"),
+        ("train: 5", "train is 5"),
+        ("train: [1]", r"train is \[1\]"),
+        ("train: {5: 3}", "no setting 5"),
+        ("name: a\ntrain: {epochs: 2024-13-45}", "not valid YAML"),
+        (f"name: {'9' * 5000}", "not valid YAML"),
+        ("train: {epochs: &a [*a]}", r"epochs is \[\[...\]\], which is not a number"),
+        (f"train: {{epochs: {'x' * 5000}}}", r"epochs is 'x{79}\.\.\., which"),
+    ],
+)
+def test_a_job_file_of_wrong_types_is_refused_by_name(job: str, says: str) -> None:
+    from studio.spec import from_yaml
+
+    with pytest.raises(ConfigError, match=says):
+        from_yaml(job)
+
+
+def test_changes_and_pairs_are_read_as_in_a_job_file() -> None:
+    from studio.commands.jobs import _change
+
+    assert _change("optim.learning_rate=1e-4") == ("optim.learning_rate", 1e-4)
+    for wrong in ("a=[", "a=2024-13-45"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            _change(wrong)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            train_config({"method_options": wrong}, TrainConfig())
+
+
 def test_a_pair_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="rank-pattern"):
         train_config({"rank_pattern": "q_proj"}, TrainConfig())
