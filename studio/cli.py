@@ -6,13 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from core.errors import StudioError
 from studio.commands import answers, datasets, jobs, library, machine, queue, training, weights
-from studio.commands.terminal import USER_ERROR, show_error
+from studio.commands.terminal import FAILED, USER_ERROR, show_error, show_json_error
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of typer has it
 
 app = typer.Typer(
     name="lora-studio",
@@ -55,10 +57,21 @@ def settings(
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit; an error a user can meet becomes two sentences and exit code 2, never a traceback."""
+    """Run one command and exit: with 0 when all went well, 2 and two sentences for an error a user can meet, a wrong
+    command line among them. With --json the error is a JSON object on standard output, too. Never a traceback.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in arguments
     try:
-        app(arguments)
+        code = app(arguments, standalone_mode=False)
+    except _USAGE_ERROR as error:
+        error.show()
+        if as_json:
+            show_json_error(error.format_message(), "Add --help to see what the command takes.")
+        raise SystemExit(error.exit_code) from None
+    except typer.Abort:
+        raise SystemExit(FAILED) from None
     except StudioError as error:
-        show_error(error, as_json="--json" in arguments)
+        show_error(error, as_json=as_json)
         raise SystemExit(USER_ERROR) from None
+    raise SystemExit(code or 0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import AdapterError
+from core.errors import AdapterError, ModelError
 from core.export.peft_config import WEIGHTS_NAME
 from core.export.task_file import LabelFacts, labels_of_config, read_labels
 from core.family import ENCODER, family_of
@@ -36,13 +36,22 @@ class LabelChat:
         self._loaded.clear()
 
     def answer(self, request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-        """The text of every pane, and the sha256 of the adapter it used ("" for the base)."""
+        """The text of every pane, and the sha256 of the adapter it used ("" for the base).
+
+        Raises ModelError when none of them has labels, so that nothing at all can be said.
+        """
         if self._folder != request["model"]:
             self.drop()
             self._folder = request["model"]
         texts = [_last_message(turns) for turns in request["conversations"]]
         panes = zip(request["adapters"], texts, strict=True)
-        return [self._pane(folder, text) for folder, text in panes], [digest(folder) for folder in request["adapters"]]
+        said = [self._pane(folder, text) for folder, text in panes]
+        if all(text == NOTHING for text in said):
+            raise ModelError(
+                "This model writes no texts, and it has no labels yet.",
+                "Train it on texts with labels and ask the adapter, or pick a model that writes.",
+            )
+        return said, [digest(folder) for folder in request["adapters"]]
 
     def _pane(self, folder: str | None, text: str) -> str:
         from core.adapters import set_adapter

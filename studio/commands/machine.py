@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from studio.commands.terminal import AsJson, Workspace, emit, facts, open_studio, plain, size, table
+from studio.commands.terminal import FAILED, AsJson, Workspace, emit, facts, open_studio, plain, size, table
 
 if TYPE_CHECKING:
     from studio.views import Check, SystemView
@@ -22,7 +22,7 @@ def doctor(workspace: Workspace = None, as_json: AsJson = False) -> None:
     checks = _checks(system)
     emit(as_json, plain(system) | {"checks": checks}, _report(system, checks))
     if any(check.level == "error" for check in checks):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def stop(workspace: Workspace = None, as_json: AsJson = False) -> None:

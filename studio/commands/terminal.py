@@ -25,6 +25,7 @@ Workspace = Annotated[
     typer.Option("--workspace", help="Folder of all data; else LORA_STUDIO_HOME, else the system's place for it."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object, for programs.")]
+FAILED = 1  # what was asked for was told, and it is bad: a check of `doctor` or of a plan
 USER_ERROR = 2
 PIPE_WIDTH = 240
 DETACHED = 130  # what a shell reports after Ctrl-C
@@ -74,7 +75,12 @@ def show_error(error: StudioError, *, as_json: bool) -> None:
     if error.fix:
         out.print(Text.assemble(("Fix: ", "bold green"), error.fix), soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps({"error": {"what": error.what, "fix": error.fix}}, ensure_ascii=False))
+        show_json_error(error.what, error.fix)
+
+
+def show_json_error(what: str, fix: str) -> None:
+    """An error for programs, on standard output in place of the result."""
+    typer.echo(json.dumps({"error": {"what": what, "fix": fix}}, ensure_ascii=False))
 
 
 def plain(value: Any) -> Any:

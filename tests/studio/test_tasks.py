@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, to_dict
+from core.errors import ModelError
 from studio.score_sheet import read_scores
 from tests import toy
 from tests.live import LiveStudio
@@ -163,6 +164,8 @@ def test_compare_shows_labels_with_their_probabilities(live: LiveStudio, classif
     nothing, labels = last["texts"]
     first, second = (line.split("  ") for line in labels.splitlines())
     assert nothing == "—" and (first[0], second[0]) == ("good", "bad")
+    with pytest.raises(ModelError, match="writes no texts, and it has no labels"):
+        list(Engine().answer(request | {"adapters": [None], "conversations": [[["user", "Hi"]]]}, lambda: False))
     assert float(first[1].rstrip(" %")) + float(second[1].rstrip(" %")) == pytest.approx(100, abs=0.11)
 
 
