@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from core.config import AdapterConfig, TrainConfig
+from core.config import TrainConfig
 from core.errors import ConfigError
 from core.family import CAUSAL
 from core.memory import estimate_memory
 from core.methods import methods
 from core.models import ModelInfo
-from core.quantize.size import NONE
 from core.schedule import StepPlan, plan_steps
 from core.scoring.translation import has_sacrebleu
-from core.tasks.choice import COMPLETION, TASKS, TRANSLATION, TaskInfo, choose_task
+from core.tasks.choice import COMPLETION, TASKS, TRANSLATION, TaskInfo, check_labels, choose_task
+from studio.adapter_checks import adapter_checks
 from studio.views import Check, DeviceView, PlanView
 
 CPU_EFFICIENCY = 0.55  # of the measured matrix rate that a training step reaches
@@ -55,7 +55,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     free = facts.device.memory_total_bytes - facts.device.memory_used_bytes
     checks = (
         *_task_checks(facts, config),
-        *_adapter_checks(facts.info, config, steps.total_steps),
+        *adapter_checks(facts.info, config, steps.total_steps),
         *_data_checks(facts, config, longest, virtual),
         *_setting_checks(facts.info, config, task),
         *_room_checks(total, free, disk, facts.disk_free_bytes),
@@ -130,6 +130,7 @@ def _task_checks(facts: Facts, config: TrainConfig) -> Iterator[Check]:
     """What is learned, or why model and dataset do not fit together."""
     try:
         name = choose_task(config.task, facts.info.family, facts.format)
+        check_labels(name, config.data.multi_label)
         yield Check("ok", TASKS[name].sentence)
         if name == TRANSLATION and not has_sacrebleu():
             yield Check(
@@ -137,39 +138,6 @@ def _task_checks(facts: Facts, config: TrainConfig) -> Iterator[Check]:
             )
     except ConfigError as error:
         yield Check("error", error.what, error.fix)
-
-
-def _adapter_checks(info: ModelInfo, run: TrainConfig, total_steps: int) -> Iterator[Check]:
-    """What trains, or the first reason why the method cannot train it."""
-    config = run.adapter
-    method = methods.get(config.method)
-    try:
-        method.check_model(info, config)
-        if "target_modules" in method.uses:
-            _check_targets(info, config)
-        if run.quantization != NONE and method.trains_matrices(config):
-            raise ConfigError(
-                f"A 4- or 8-bit base cannot train its own weights, which {method.title} does.",
-                "Set quantization to none, or pick an adapter method.",
-            )
-        method.check_steps(config, total_steps)
-        yield Check("ok", method.describe(info, config))
-    except ConfigError as error:
-        yield Check("error", error.what, error.fix)
-
-
-def _check_targets(info: ModelInfo, config: AdapterConfig) -> None:
-    """Raise ConfigError when no layer gets an adapter, or one that the method cannot adapt."""
-    method = methods.get(config.method)
-    targets = method.targets(info, config)
-    if not targets:
-        names = ", ".join(target.name for target in info.linear_targets())
-        raise ConfigError("The chosen target modules match no layer of this model.", f"It has: {names}.")
-    for target in targets:
-        if target.group == "embedding" and "embedding" not in method.layers:
-            raise ConfigError(f"{method.title} cannot adapt the embedding {target.name}.", "Leave this layer out.")
-        for path, (d_in, d_out) in zip(target.paths, target.shapes, strict=True):
-            method.check_layer(config, path, d_in, d_out)
 
 
 def _data_checks(facts: Facts, config: TrainConfig, longest: int, virtual_tokens: int) -> Iterator[Check]:

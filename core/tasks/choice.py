@@ -70,3 +70,12 @@ def choose_task(wanted: str, family: str, format: str) -> str:
             "Pick a dataset of texts and labels, or set task to classification when its answers are labels.",
         )
     return name
+
+
+def check_labels(task: str, multi_label: bool) -> None:
+    """Raise ConfigError when a task without labels is told that texts have several."""
+    if multi_label and task != CLASSIFICATION:
+        raise ConfigError(
+            f"multi_label is for texts with labels, and the task is {task!r}.",
+            "Turn multi_label off, or set task to classification.",
+        )

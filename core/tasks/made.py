@@ -10,7 +10,7 @@ from torch import nn
 from core.config import TrainConfig
 from core.data.records import Record
 from core.family import family_of
-from core.tasks.choice import choose_task
+from core.tasks.choice import check_labels, choose_task
 from core.tasks.classification import Classification
 from core.tasks.completion import Completion
 from core.tasks.preference import Preference
@@ -24,7 +24,11 @@ KINDS: dict[str, type[Task]] = {
 
 
 def make_task(name: str, records: Sequence[Record], config: TrainConfig) -> Task:
-    """The task called `name`, as these records need it; DatasetError when they cannot be learned from."""
+    """The task called `name`, as these records need it.
+
+    Raises DatasetError when they cannot be learned from, ConfigError when several labels are meant and there are none.
+    """
+    check_labels(name, config.data.multi_label)
     return KINDS[name].of(records, config)
 
 

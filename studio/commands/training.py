@@ -12,7 +12,19 @@ from core.config import TrainConfig
 from core.errors import ConfigError
 from studio.commands.flags import train_config, with_train_flags
 from studio.commands.following import follow
-from studio.commands.terminal import AsJson, Workspace, duration, emit, facts, find, find_model, open_studio, say, size
+from studio.commands.terminal import (
+    FAILED,
+    AsJson,
+    Workspace,
+    duration,
+    emit,
+    facts,
+    find,
+    find_model,
+    open_studio,
+    say,
+    size,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +40,12 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the job and its adapter.")] = "",
     config: Annotated[Path | None, typer.Option(help="Job file (YAML) to start from; flags override it.")] = None,
     save_config: Annotated[Path | None, typer.Option(help="Write the job as a YAML file, too.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what the run would take, and start nothing.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Show what the run would take, and start nothing; exit code 1 when it cannot start."
+        ),
+    ] = False,
     then_merge: Annotated[bool, typer.Option("--then-merge", help="Merge the adapter once it is trained.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Watch the job until it is over.")] = True,
     workspace: Workspace = None,
@@ -49,7 +66,10 @@ def train(
         if plan:
             view = studio.plan(base.id, data.id, made)
             emit(as_json, view, plan_facts(view))
+            if not view.can_start:
+                raise typer.Exit(FAILED)
             return
+        _warn(studio.plan(base.id, data.id, made))
         job = studio.train(base.id, data.id, made, name=name)
         if then_merge:
             studio.board.merge_after(job.id)
@@ -74,6 +94,13 @@ def outcome(studio: Studio, job: JobView) -> dict[str, Any]:
         shown |= {"adapter": adapter_id, "folder": str(studio.export_path("adapter", str(adapter_id)))}
         shown["next"] = f'lora-studio compare "Hello" --adapter {adapter_id}   or   lora-studio merge {adapter_id}'
     return shown
+
+
+def _warn(plan: PlanView) -> None:
+    """Say what the page's plan shows beside the start button: a run may go on and still not be what was meant."""
+    for check in plan.checks:
+        if check.level == "warning":
+            say(f"warning: {check.text} {check.fix}".strip())
 
 
 def plan_facts(plan: PlanView) -> RenderableType:

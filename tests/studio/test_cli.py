@@ -256,6 +256,56 @@ def test_an_unknown_name_gets_a_suggestion_and_json_gets_the_error(cli: Cli) -> 
     assert "tyo" in error["what"] and "toy" in error["fix"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--rank", "many"), ("train", "--no-such-option"), ("jobs", "show"), ("nonsense",),
+        ("queue", "move", "x", "sideways"), ("jobs", "list", "--limit", "0"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_wrong_command_line_is_json_too(cli: Cli, arguments: Sequence[str]) -> None:
+    out, said = cli(*arguments, "--json", code=2)
+    error = json.loads(out)["error"]
+    assert error["what"] and "--help" in error["fix"] and "Usage: " in said
+    assert cli(*arguments, code=2)[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--target-modules", "q_proj,nothing_like_it"), "target_modules 'nothing_like_it' matches no layer"),
+        (("--modules-to-save", "nothing_like_it"), "modules_to_save 'nothing_like_it' matches no layer"),
+        (("--multi-label",), "multi_label is for texts with labels"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_plan_refuses_what_the_run_would(cli: Cli, flags: Sequence[str], says: str) -> None:
+    assert says in cli.refuses(*TRAIN, *flags)
+    plan = cli.json(*TRAIN, *flags, "--plan", code=1)
+    assert next(check["text"] for check in plan["checks"] if check["level"] == "error").startswith(says)
+
+
+def test_names_that_fit_nothing_are_told(cli: Cli) -> None:
+    flags = (
+        "--exclude-modules",
+        "layers.0,v_proj,lm_head",
+        "--rank-pattern",
+        "q_proj=2,v_proj=2",
+        "--alpha-pattern",
+        "typo=1",
+    )
+    warnings = [check["text"] for check in cli.json(*TRAIN, *flags, "--plan")["checks"] if check["level"] == "warning"]
+    assert [text for text in warnings if "fits no layer" in text] == [
+        "exclude_modules 'layers.0' fits no layer of this model: nothing is left out.",
+        "rank_pattern 'v_proj' fits no layer with an adapter: it changes nothing.",
+        "alpha_pattern 'typo' fits no layer with an adapter: it changes nothing.",
+    ]
+    said = cli(*TRAIN, "--exclude-modules", ".*typo.*", "--name", "told", "--no-wait")[1]
+    assert "warning: exclude_modules '.*typo.*' fits no layer" in said
+    cli("jobs", "cancel", "told")
+
+
 def test_a_model_that_does_not_exist_fails_its_job_with_a_sentence(cli: Cli, tmp_path: Path) -> None:
     said = cli("models", "add", tmp_path / "no" / "model.gguf", code=2)[1]
     assert "Error: " in said and "Fix: " in said
