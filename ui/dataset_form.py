@@ -165,7 +165,7 @@ class DatasetForm:
             }
             yield {
                 **self._nothing_found(), **unreadable, **columns, self.message: explain(error, self.t),
-                self.columns: gr.Accordion(visible=bool(columns), open=bool(format)),
+                self.columns: gr.Accordion(visible=bool(columns and format), open=bool(format)),
             }  # fmt: skip
 
     def _read(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from core.data.formats import Format, formats
 from core.data.text_values import Values
@@ -27,13 +28,13 @@ def detect(rows: Sequence[Values]) -> Detection:
     Raises DatasetError, with the columns found and what each format needs, when no format matches half of the rows.
     """
     shares = {name: match_share(rows, formats.get(name)) for name in formats.names()}
-    ranked = sorted(shares, key=lambda name: (-shares[name], *_breadth(formats.get(name))))
+    ranked = sorted(shares, key=lambda name: (-shares[name], *_rank(rows, formats.get(name))))
     best = ranked[0]
     if not rows or shares[best] < ENOUGH:
         partly = f"only {shares[best]:.0%} of the rows look like {best}" if shares[best] else "no format fits"
         raise unknown_columns(rows, partly)
-    also = [name for name in ranked[1:] if shares[name] == shares[best] and not _within(name, best)]
-    return Detection(best, rule_of(best) + (f"; they also fit {' and '.join(also)}" if also else ""), shares[best])
+    also = [name for name in ranked[1:] if shares[name] == shares[best] and not _within(name, best, rows)]
+    return Detection(best, rule_of(best) + (f"; they also fit {', '.join(also)}" if also else ""), shares[best])
 
 
 def match_share(rows: Sequence[Values], format: Format) -> float:
@@ -46,14 +47,20 @@ def rule_of(name: str) -> str:
     return f"rows with the column{'s' if len(formats.get(name).columns) > 1 else ''} {formats.get(name).needs}"
 
 
-def _breadth(format: Format) -> tuple[int, int]:
-    """Sorts formats that need more columns first; `text`, which a chat file may carry beside its turns, last."""
-    return -len(format.columns), int(format.columns == (("text",),))
+def _rank(rows: Sequence[Values], format: Format) -> tuple[int, int, int]:
+    """Sorts formats that need more columns first; `text`, which a chat file may carry beside its turns, last.
+
+    Of equals, the one whose own names the rows have, rather than synonyms.
+    """
+    own_names = sum(names[0] in values for values in rows for names in format.columns)
+    return -len(format.columns), int(format.columns == (("text",),)), -own_names
 
 
-def _within(name: str, best: str) -> bool:
-    """True when every row of `best` must fit `name` too, so that saying so tells the user nothing."""
-    return set(formats.get(name).columns) <= set(formats.get(best).columns)
+def _within(name: str, best: str, rows: Sequence[Values]) -> bool:
+    """True when `best` reads all that `name` would read of the rows, so that saying so tells the user nothing."""
+    there = {column for values in rows for column in values}
+    wanted = {column for names in formats.get(name).columns for column in names} & there
+    return wanted <= {*chain(*formats.get(best).columns), *formats.get(best).optional}
 
 
 def unknown_columns(rows: Sequence[Values], what: str) -> DatasetError:
@@ -61,7 +68,8 @@ def unknown_columns(rows: Sequence[Values], what: str) -> DatasetError:
     needs = "; ".join(f"{name}: {formats.get(name).needs}" for name in formats.names())
     return DatasetError(
         f"The columns are not known: {what}. Found: {_found(rows)}.",
-        f"Name the columns as one of the formats needs them ({needs}).",
+        "Choose the format, then say which column holds what; or name the columns as one of the formats needs them "
+        f"({needs}).",
     )
 
 

@@ -87,7 +87,9 @@ def test_unknown_columns_lead_to_the_mapping(form: DatasetForm, uploads: Path, t
     path = written(uploads, {"item": {"q": "ask", "a": ["say"]}})
     shown = last(form.upload([path]))
     assert "item" in shown[form.message] and not shown[form.add].interactive
+    assert shown[form.details].visible and not shown[form.columns].visible, "first the format, then its columns"
     shown = last(form.pick([path], UTF8, "prompt_completion", usual_actions()))
+    assert shown[form.columns].visible and shown[form.columns].open
     first = shown[form.fields[0]]
     assert first.visible and first.label == t("datasets.column_needed", name="prompt")
     assert ("item.a.0 · say", "item.a.0") in first.choices

@@ -5,21 +5,27 @@ from __future__ import annotations
 from core.data.formats.format import Format, formats, question, system_turn
 from core.data.problems import RowError
 from core.data.records import Message
-from core.data.text_values import Values, answer_text, list_in, optional_text, required_text
+from core.data.text_values import Values, answer_text, first_column, list_in, optional_text, required_text
+
+OUTPUTS = ("output", "response", "answer")
 
 
 class Alpaca(Format):
-    """{"instruction": "...", "input": "...", "output": "..."}, perhaps with "system" and "history"."""
+    """{"instruction": "...", "input": "...", "output": "..."}, perhaps with "system" and "history".
 
-    columns = (("instruction",), ("output",))
+    Dolly's "context" is read as the input, its "response" as the output.
+    """
+
+    columns = (("instruction",), OUTPUTS)
     optional = ("input", "system", "history")
     about = "Alpaca: an instruction, perhaps an input, and an output"
 
     def messages(self, values: Values) -> tuple[Message, ...]:
         """The instruction with the input under it as the question, after the turns of the history."""
         asked = required_text(values, "instruction")
-        given = optional_text(values, "input")
-        turns = question(f"{asked}\n\n{given}" if given.strip() else asked, answer_text(values, "output"))
+        given = optional_text(values, first_column(values, "input", "context"))
+        answer = answer_text(values, first_column(values, *OUTPUTS))
+        turns = question(f"{asked}\n\n{given}" if given.strip() else asked, answer)
         return (*system_turn(values), *_history(values), *turns)
 
 

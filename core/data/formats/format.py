@@ -27,10 +27,8 @@ class Format(ABC):
 
     @property
     def needs(self) -> str:
-        """The columns in words: 'prompt' and 'completion' (or 'response')."""
-        parts = (f"{first!r} (or {', '.join(map(repr, others))})" if others else f"{first!r}"
-                 for first, *others in self.columns)  # fmt: skip
-        return " and ".join(parts)
+        """The columns, in no language: 'prompt' + 'completion' / 'response'."""
+        return " + ".join(" / ".join(map(repr, names)) for names in self.columns)
 
     @abstractmethod
     def messages(self, values: Values) -> tuple[Message, ...]:

@@ -6,18 +6,21 @@ from core.data.formats.format import Format, formats, question
 from core.data.records import Message
 from core.data.text_values import Values, answer_text, first_column, optional_text, required_text
 
+PROMPTS = ("prompt", "input")
+COMPLETIONS = ("completion", "response", "output", "answer")
+
 
 class PromptCompletion(Format):
-    """{"prompt": "...", "completion": "..."}; "response" instead of "completion" is read too."""
+    """{"prompt": "...", "completion": "..."}; so are "input" and "output", and "response" or "answer"."""
 
-    columns = (("prompt",), ("completion", "response"))
+    columns = (PROMPTS, COMPLETIONS)
     optional = ("system",)
     about = "a prompt and its completion"
 
     def messages(self, values: Values) -> tuple[Message, ...]:
         """The prompt as the question, the completion as the answer."""
-        answer = answer_text(values, first_column(values, "completion", "response"))
-        return question(required_text(values, "prompt"), answer, optional_text(values, "system"))
+        answer = answer_text(values, first_column(values, *COMPLETIONS))
+        return question(required_text(values, first_column(values, *PROMPTS)), answer, optional_text(values, "system"))
 
 
 formats.register("prompt_completion")(PromptCompletion())

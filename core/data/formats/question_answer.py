@@ -8,13 +8,13 @@ from typing import Any
 from core.data.formats.format import Format, formats, question
 from core.data.readers.strict_json import parse_json
 from core.data.records import Message
-from core.data.text_values import Values, answer_text, optional_text, required_text
+from core.data.text_values import Values, answer_text, first_column, optional_text, required_text
 
 
 class QuestionAnswer(Format):
     """{"question": "...", "answer": "...", "context": "..."}; SQuAD's "answers": {"text": ["..."]} is read too."""
 
-    columns = (("question",), ("answer", "answers"))
+    columns = (("question",), ("answer", "answers", "response", "output"))
     optional = ("context", "system")
     about = "a question and its answer, perhaps with the passage it is about"
 
@@ -22,8 +22,8 @@ class QuestionAnswer(Format):
         """The context, if there is one, with the question under it."""
         asked, context = required_text(values, "question"), optional_text(values, "context")
         prompt = f"{context}\n\n{asked}" if context.strip() else asked
-        several = "answers" in values and "answer" not in values
-        answer = _first_answer(values["answers"]) if several else answer_text(values, "answer")
+        column = first_column(values, *self.columns[1])
+        answer = _first_answer(values[column]) if column == "answers" else answer_text(values, column)
         return question(prompt, answer, optional_text(values, "system"))
 
 

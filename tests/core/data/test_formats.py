@@ -11,6 +11,7 @@ import pytest
 from core.data.dataset import inspect_dataset, load_dataset
 from core.data.detection import detect
 from core.data.formats import formats
+from core.data.mapping import mapped, usual_names
 from core.data.readers import READERS
 from core.errors import DatasetError
 from tests.core.data.format_samples import CASES, FOLDER, SAMPLES, WRITERS, dumped, plain, said, table, write_table
@@ -108,6 +109,38 @@ def test_column_names_may_differ_in_case_and_spaces(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("Text , LABEL\nfine,good\n")
     assert [turn.content for turn in load_dataset(path).records[0].messages] == ["fine", "good"]
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("问题,答案", "question_answer"),
+        ("问题,回答", "question_answer"),
+        ("指令,输出", "alpaca"),
+        ("指令,回答", "alpaca"),
+        ("输入,输出", "prompt_completion"),
+        ("提示词,回复", "prompt_completion"),
+        ("文本,标签", "text_label"),
+        ("原文,译文", "source_target"),
+        ("instruction,response", "alpaca"),
+        ("question,response", "question_answer"),
+        ("input,output", "prompt_completion"),
+        ("prompt,answer", "prompt_completion"),
+    ],
+)
+def test_usual_names_of_columns_are_known(tmp_path: Path, header: str, name: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"{header}\nask,say\n", encoding="utf-8")
+    dataset = load_dataset(path)
+    assert dataset.format == name and "also" not in dataset.rule
+    assert [turn.content for turn in dataset.records[0].messages] == ["ask", "say"]
+
+
+def test_a_formats_own_names_come_before_synonyms() -> None:
+    assert detect([{"instruction": "be short", "question": "q", "answer": "a"}]).format == "question_answer"
+    assert "also" not in detect([{"instruction": "i", "input": "x", "output": "o"}]).rule
+    assert usual_names({"答案": 1, "回答": 2, "answer": 3}) == {"答案": 1, "回答": 2, "answer": 3}
+    assert mapped({"问题": "q", "标题": "t"}, {"question": "标题"})["question"] == "t"
 
 
 def turns_of(path: Path, row: dict[str, Any]) -> Turns:
