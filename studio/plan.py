@@ -31,7 +31,7 @@ class Facts:
     info: ModelInfo
     rows: int
     duplicate_rows: int
-    lengths: Sequence[int]  # of a sample of the rows
+    lengths: Sequence[int]  # of the texts of a sample of the rows; a preference pair has two
     device: DeviceView
     disk_free_bytes: int
     tokens_per_second: float | None  # measured in an earlier run of this model here
@@ -46,9 +46,9 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     validation = min(config.data.validation_max_rows, round(facts.rows * config.data.validation_share))
     steps = plan_steps(facts.rows - validation, config, validation, longest)
     lengths = [min(length + virtual, longest) for length in facts.lengths] or [0]
-    tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows)
-    trainable = method.trainable_parameters(facts.info, config.adapter)
     task = _task(facts, config)
+    tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows * task.forwards)
+    trainable = method.trainable_parameters(facts.info, config.adapter)
     memory = estimate_memory(facts.info, config, steps.micro_batch_size * task.forwards, longest, _dtype(facts, config))
     total = sum(memory.values())
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW

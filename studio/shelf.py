@@ -196,7 +196,7 @@ def preview_row(record: Record) -> PreviewRow:
     """A record as the page and the command line show it: who speaks, and what."""
     turns = tuple((turn.role, said(turn)) for turn in record.messages) or (("text", record.text),)
     if record.rejected:
-        turns = (*turns, ("rejected", said(record.rejected[-1])))
+        turns = (*turns[:-1], ("chosen", turns[-1][1]), ("rejected", said(record.rejected[-1])))
     return PreviewRow(record.row, turns, record.file)
 
 

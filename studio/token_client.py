@@ -25,8 +25,9 @@ class TokenClient(HelperClient):
         fields = {"records": [as_dict(record) for record in records], "ask": "rows"}
         reply = _last(self.replies(_request(model, fields, max_length, completion_only)))
         return [
-            TokenRow(one["row"], tuple(map(tuple, one["pieces"])), one["tokens"], one["trained"], *one["error"])
-            for one in reply["rows"]
+            TokenRow(row["row"], tuple(map(tuple, row["pieces"])), row["tokens"], row["trained"], *said)
+            for row in reply["rows"]
+            for said in [(*row["error"], row["answer"])]
         ]
 
     def lengths(
@@ -43,7 +44,9 @@ class TokenClient(HelperClient):
         reply = _last(self.replies(_request(model, fields, max_length, completion_only)))
         found = reply["lengths"]
         return LengthsView(
-            **{**found, "edges": tuple(found["edges"]), "counts": tuple(found["counts"])}, of=reply["of"]
+            **{**found, "edges": tuple(found["edges"]), "counts": tuple(found["counts"])},
+            of=reply["of"],
+            pairs=reply["pairs"],
         )
 
 

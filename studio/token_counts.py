@@ -14,12 +14,12 @@ _CHARACTERS_PER_TOKEN = 3.5  # used only when the model has no tokenizer.json
 
 
 def token_lengths(model_folder: Path, records: Sequence[Record]) -> list[int]:
-    """About how many tokens each row takes; at most SAMPLE_ROWS rows, evenly spread, are measured.
+    """About how many tokens each text takes, two texts of each preference pair; at most SAMPLE_ROWS rows are measured.
 
     An estimate for planning: the exact count needs the chat template, which only the worker renders.
     """
     step = max(1, len(records) // SAMPLE_ROWS)
-    chosen = records[::step]
+    chosen = [side for record in records[::step] for side in record.sides]
     texts = [record.text or "\n".join(message.content for message in record.messages) for record in chosen]
     around = [_TEMPLATE_TOKENS_PER_MESSAGE * len(record.messages) for record in chosen]
     return [tokens + extra for tokens, extra in zip(_count(model_folder, texts), around, strict=True)]

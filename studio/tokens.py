@@ -43,7 +43,8 @@ class TokenEngine:
         tokenizer, context_length = self._tokenizer(request["model"])
         records = _records(request["records"])
         if request["ask"] == "rows":
-            rows = [_row(record, tokenizer, request["max_length"], request["completion_only"]) for record in records]
+            asked = request["max_length"], request["completion_only"]
+            rows = [_row(record, side, tokenizer, *asked) for record in records for side in record.sides]
             yield {"rows": rows, "done": True}
             return
         key = f"{request['model']}\0{request['records']}\0{request['completion_only']}"
@@ -51,8 +52,8 @@ class TokenEngine:
             yield {"message": "Counting tokens", "done": False}
             cache = TokenCache(Path(request["cache"])) if request.get("cache") else None
             self._meters = {key: _meter(records, tokenizer, request["completion_only"], stop, cache)}
-        measured = self._meters[key].measure(request["max_length"], context_length)
-        yield {"lengths": asdict(measured), "of": len(records), "done": True}
+        measured, pairs = self._meters[key].measure(request["max_length"], context_length), _are_pairs(records)
+        yield {"lengths": asdict(measured), "of": len(records) * (1 + pairs), "pairs": pairs, "done": True}
 
     def drop(self) -> None:
         """Free the memory."""
@@ -73,21 +74,32 @@ def _meter(
         if stop():
             raise DatasetError("The counting was stopped.", "Ask again.")
 
-    if len(records) <= MEASURED_ROWS:
-        return LengthMeter(records, tokenizer, completion_only, go_on, cache)
-    return LengthMeter(records[:: -(-len(records) // MEASURED_ROWS)], tokenizer, completion_only, go_on)
+    if len(records) > MEASURED_ROWS:
+        records, cache = records[:: -(-len(records) // MEASURED_ROWS)], None
+    if _are_pairs(records):
+        records = [side for record in records for side in record.sides]
+    return LengthMeter(records, tokenizer, completion_only, go_on, cache)
 
 
-def _row(record: Record, tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool) -> dict[str, Any]:
+def _are_pairs(records: Sequence[Record]) -> bool:
+    """Whether the rows are preference pairs, which are never mixed with others."""
+    return len(records) > 0 and bool(records[0].rejected)
+
+
+def _row(
+    record: Record, side: Record, tokenizer: PreTrainedTokenizerBase, max_length: int, completion_only: bool
+) -> dict[str, Any]:
     from core.data.template import tokenize_all
     from core.data.token_view import pieces
 
+    answer = "" if not record.rejected else "chosen" if side is record else "rejected"
+    about = {"row": record.row, "answer": answer}
     try:
-        example = tokenize_all([record], tokenizer, completion_only)[0]
+        example = tokenize_all([side], tokenizer, completion_only)[0]
     except DatasetError as error:
-        return {"row": record.row, "pieces": [], "tokens": 0, "trained": 0, "error": [error.what, error.fix]}
+        return {**about, "pieces": [], "tokens": 0, "trained": 0, "error": [error.what, error.fix]}
     return {
-        "row": record.row,
+        **about,
         "pieces": pieces(example, tokenizer, max_length),
         "tokens": len(example.input_ids),
         "trained": example.cut(max_length).n_trained,

@@ -94,7 +94,7 @@ class PreviewRow:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row as tokens: their texts in order, each "prompt", "trained" or "cut"."""
+    """One text of a row as tokens: their texts in order, each "prompt", "trained" or "cut"."""
 
     row: int
     pieces: tuple[tuple[str, str], ...]
@@ -102,6 +102,7 @@ class TokenRow:
     trained: int  # terms of the loss within the maximum length
     error: str = ""  # why the row cannot be trained on with this model
     fix: str = ""
+    answer: str = ""  # of a preference pair, which has two texts: chosen or rejected
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class LengthsView:
     counts: tuple[int, ...]
     refused: int  # rows that cannot be trained on with this model
     refusal: str
+    pairs: bool = False  # of preference pairs: each row counts twice, with either answer
 
 
 @dataclass(frozen=True)

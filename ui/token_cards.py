@@ -26,6 +26,7 @@ def _row(row: TokenRow, t: Translator) -> str:
     else:
         share = share_text(row.trained / row.tokens if row.tokens else 0.0)
         figures = t("tokens.row", tokens=f"{row.tokens:,}", trained=f"{row.trained:,}", share=share)
+        figures = f"{t(f'role.{row.answer}')} · {figures}" if row.answer else figures
         shown = "".join(_piece(text, state) for text, state in row.pieces[:_SHOWN_PIECES])
         more = f" … +{len(row.pieces) - _SHOWN_PIECES:,}" if len(row.pieces) > _SHOWN_PIECES else ""
         body = f'<p class="caption">{esc(figures)}</p><div class="words" dir="auto">{shown}{more}</div>'
@@ -76,7 +77,7 @@ def length_caption(found: LengthsView, t: Translator) -> str:
     )
     if found.rows + found.refused < found.of:
         words += " " + t("tokens.sampled", rows=f"{found.rows:,}", all=f"{found.of:,}")
-    return words
+    return f"{words} {t('tokens.pairs')}" if found.pairs else words
 
 
 def _histogram(found: LengthsView, t: Translator) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Record:
         roles = [message.role for message in self.messages]
         first = roles.index("assistant") if "assistant" in roles else len(roles)
         return _joined(self.messages[:first])
+
+    @property
+    def sides(self) -> tuple[Record, ...]:
+        """The texts that a model reads of it: itself, and of a preference pair also the one with the worse answer."""
+        return (self, replace(self, messages=self.rejected)) if self.rejected else (self,)
 
     @property
     def whole(self) -> str:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, to_dict
 from core.errors import ModelError
 from studio.score_sheet import read_scores
+from studio.service import Studio
+from studio.token_counts import token_lengths
 from tests import toy
 from tests.live import LiveStudio
 from tests.studio.test_kinds import run
@@ -177,6 +179,11 @@ def test_preferences_are_tuned_and_evaluated(live: LiveStudio, tmp_path: Path) -
     config = dataclasses.replace(CONFIG, max_steps=20)
     job = trained(live, toy.save_model(tmp_path / "llama"), rows, config)
     assert job.result["task"] == "preference"
+    studio = Studio(live.workspace.root)
+    plan = studio.plan(job.spec["model_id"], job.spec["dataset_id"], config)
+    lengths = token_lengths(tmp_path / "llama", studio.dataset_shelf.records(job.spec["dataset_id"]))
+    assert len(lengths) == 80 and plan.tokens_per_epoch == round(sum(lengths) / 40 * plan.rows)
+    studio.close()
     scores = job.result["scores"]
     assert scores["before"]["preference_accuracy"] == 0.5 and scores["after"]["preference_accuracy"] >= 0.9
     spec = {"model_id": job.spec["model_id"], "dataset_id": job.spec["dataset_id"], "adapter_ids": [job.id]}

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from core.data.records import Record
+from core.data.records import Message, Record
 from core.errors import StudioError
+from studio.shelf import preview_row
 from studio.token_client import TokenClient
+from studio.token_counts import token_lengths
 from studio.workspace import Workspace
 
 
@@ -36,6 +38,24 @@ def test_rows_and_lengths_of_a_sample(client: TokenClient, starter_folder: Path,
     lengths = client.lengths(starter_folder, records, None, max_length=60)
     assert (lengths.rows, lengths.of, lengths.refused) == (40, 40, 0)
     assert lengths.trained == sum(example.cut(60).n_trained for example in examples)
+
+
+def test_both_texts_of_a_preference_pair_are_shown_and_counted(client: TokenClient, starter_folder: Path) -> None:
+    system, asked = Message("system", "Be brief."), Message("user", "Well?")
+    better, worse = (Message("assistant", text) for text in ("Yes.", "No, not at all, and never again. " * 9))
+    pair = Record(3, messages=(system, asked, better), rejected=(system, asked, worse))
+    chosen, rejected = client.rows(starter_folder, [pair])
+    assert (chosen.row, chosen.answer, rejected.row, rejected.answer) == (3, "chosen", 3, "rejected")
+    texts = ["".join(text for text, _ in row.pieces) for row in (chosen, rejected)]
+    assert all("Be brief." in text for text in texts)
+    assert better.content in texts[0] and worse.content in texts[1]
+    lengths = client.lengths(starter_folder, [pair], None)
+    assert (lengths.tokens, lengths.rows, lengths.of) == (chosen.tokens + rejected.tokens, 2, 2) and lengths.pairs
+    assert lengths.percentiles["100"] == rejected.tokens
+    planned = token_lengths(starter_folder, [pair])
+    assert [abs(planned[0] - chosen.tokens) < 5, abs(planned[1] - rejected.tokens) < 5] == [True, True]
+    said = [role for role, _ in preview_row(pair).turns]
+    assert said == ["system", "user", "chosen", "rejected"]
 
 
 def test_a_model_that_is_gone_is_a_sentence_and_the_process_lives_on(client: TokenClient, starter_folder: Path) -> None:
