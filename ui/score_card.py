@@ -8,7 +8,7 @@ from studio.views import MetricPoint, ScoreView
 from ui.fragments import Cell, Row, esc, folded, heading, table
 from ui.i18n import Translator
 from ui.plots import HEIGHT, Scale, score_figure
-from ui.quantities import share_text
+from ui.quantities import NOTHING, share_text
 
 # In the order of interest; shares are drawn, the others stand in the table alone.
 SHARES = (
@@ -17,6 +17,7 @@ SHARES = (
 HUNDREDS = ("bleu", "chrf")  # from 0 to 100, drawn on the same scale
 DRAWN = (*SHARES, *HUNDREDS)  # the curves that the card needs
 OTHERS = ("perplexity", "preference_margin", "reward_chosen", "reward_rejected")
+LOWER_IS_BETTER = ("perplexity", "reward_rejected")
 MOST_LABELS = 20  # that a confusion matrix is drawn for
 SHOWN_ANSWERS = 8
 
@@ -36,13 +37,15 @@ def score_card(scores: Sequence[ScoreView], metrics: Mapping[str, Sequence[Metri
 
 
 def _table(scores: Sequence[ScoreView], t: Translator) -> str:
-    """Each figure at the first and at the last measurement, and its best one."""
+    """Each figure at the first and at the last measurement, and the best that training gave."""
     rows = []
     for name in (*SHARES, *HUNDREDS, *OTHERS):
-        found = [view.values[name] for view in scores if name in view.values]
+        found = [(view.step, view.values[name]) for view in scores if name in view.values]
         if found:
-            best = min(found) if name == "perplexity" else max(found)
-            cells = (Cell.number(_written(name, value)) for value in (found[0], found[-1], best))
+            trained = [value for step, value in found if step]
+            best = (min if name in LOWER_IS_BETTER else max)(trained) if trained else None
+            values = (found[0][1], found[-1][1], best)
+            cells = (Cell.number(NOTHING if value is None else _written(name, value)) for value in values)
             rows.append(Row((t.known(f"score.{name}", name), *cells)))
     columns = [t(f"scores.{name}") for name in ("figure", "first", "last", "best")]
     return table(columns, rows, t("scores.title"))

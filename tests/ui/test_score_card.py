@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from studio.views import MetricPoint, ScoreView
 from ui.i18n import Translator
+from ui.quantities import NOTHING
 from ui.score_card import confusion_picture, score_card
 
 FIRST = ScoreView(0, {"accuracy": 0.5, "perplexity": 9.0}, ("bad", "good <b>"), ((3, 1), (3, 1)))
@@ -17,6 +20,26 @@ def test_figures_curves_matrix_and_answers_are_shown() -> None:
     assert "Accuracy" in html and "87.5 %" in html and "score-0" in html
     assert html.index("Accuracy") < html.index("Perplexity")
     assert "&lt;i&gt;So&lt;/i&gt;" in html and "<i>So</i>" not in html
+
+
+def test_the_best_figure_is_one_of_training_and_of_costs_the_lowest() -> None:
+    steps = [(0, 0.9, 2.0, 1.0), (10, 0.6, 5.0, -1.5), (20, 0.7, 4.0, -0.5)]
+    views = [
+        ScoreView(step, {"accuracy": right, "perplexity": cost, "reward_rejected": worse})
+        for step, right, cost, worse in steps
+    ]
+    t = Translator("en")
+    assert [cells[1:] for cells in _cells(score_card(views, {}, t))] == [
+        ["90.0 %", "70.0 %", "70.0 %"], ["2", "4", "4"], ["1", "-0.5", "-1.5"],
+    ]  # fmt: skip
+    untrained = _cells(score_card(views[:1], {}, t))
+    assert [cells[3] for cells in untrained] == [NOTHING] * 3
+
+
+def _cells(html: str) -> list[list[str]]:
+    """The text of a table's cells, row by row."""
+    rows = re.findall(r"<tr>(.*?)</tr>", html.partition("<tbody>")[2], re.DOTALL)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
 
 
 def test_the_matrix_has_every_count_in_its_place() -> None:
