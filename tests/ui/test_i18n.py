@@ -231,12 +231,28 @@ def test_translations_use_every_value_once() -> None:
 def test_sentence_keeps_the_values_in_place() -> None:
     t = Translator("zh")
     assert t.sentence("Line 3 of a.csv: two columns are called 'x'.") == "a.csv 第 3 行：有两列都叫 'x'。"
-    assert t.sentence("r is 0; it must be between 1 and 4096.") == "r 的值为 0，必须在 1 与 4096 之间。"
+    assert t.sentence("r is 0; it must be between 1 and 4096.") == "“秩（rank）” 的值为 0，必须在 1 与 4096 之间。"
     assert t.sentence("Nobody translated this.") == "Nobody translated this."
     assert t.sentence("") == ""
     assert Translator("en").sentence("Training") == "Training"
     # A brace in a value is a brace, not a place.
     assert "{0}" in t.sentence("There is no job {0}.")
+
+
+def test_settings_are_called_as_the_form_calls_them() -> None:
+    english, chinese = Translator("en"), Translator("zh")
+    assert english.sentence("r is 0; it must be between 1 and 4096.").startswith("“Rank” is 0;")
+    assert english.sentence("epochs is empty.") == "“Epochs” is empty." and "训练轮数" in chinese.sentence(
+        "epochs is empty."
+    )
+    lower = "Lower micro_batch_size or max_length, or pick a smaller model."
+    assert english.sentence(lower).startswith("Lower “Micro-batch size” or “Longest example”,")
+    dropout = "lora_dropout does not work with target_parameters."
+    assert chinese.sentence(dropout).startswith("“Dropout” ") and english.sentence(dropout).startswith("“Dropout” ")
+    # What is no setting's name stays: a word, a file, a value in quotes, a place in the YAML, a name of two settings.
+    for kept in ("The seed is planted.", "max_length.jsonl is empty.", "There is no job 'max_length'.", "beta1 is 3."):
+        assert english.sentence(kept) == kept
+    assert "data.max_length" in chinese.sentence("Write it as in the job's YAML: data.max_length.")
 
 
 def test_sentences_within_a_sentence() -> None:

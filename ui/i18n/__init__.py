@@ -42,6 +42,25 @@ def _filled(text: str, values: tuple[str, ...]) -> str:
     return re.sub(r"\{(\d*)\}", lambda place: values[int(place[1])] if place[1] else next(waiting), text)
 
 
+@cache
+def _labels(file_name: str) -> dict[str, str]:
+    """What the form calls each setting, by its name; not those that two fields of the form share."""
+    labels: dict[str, set[str]] = {}
+    for key, label in _strings(file_name).items():
+        section, _, name = key.partition(".")
+        if section in ("field", "option"):
+            labels.setdefault(name, set()).add(label)
+    return {name: f"“{found.pop()}”" for name, found in labels.items() if len(found) == 1}
+
+
+def _labelled(said: str, file_name: str, *, opening: bool) -> str:
+    """`said` with labels for the names of settings: at its opening ("r is 3."), or else wherever no word is meant."""
+    labels = _labels(file_name)
+    names = "|".join(name for name in labels if opening or "_" in name)
+    pattern = rf"^({names})(?= is )" if opening else rf"(?<![\w'./-])({names})(?![\w'/-]|\.\w)"
+    return re.sub(pattern, lambda name: labels[name[1]], said, flags=re.ASCII)
+
+
 class Translator:
     """The strings of one language; calling it with a key gives the text.
 
@@ -67,10 +86,13 @@ class Translator:
         """A sentence of the core or the service in this language; the English one where no translation fits.
 
         Those packages know no languages. `sentences_*.json` maps their sentences, with `{}` where a value stands.
+        A setting is called as the form calls it.
         """
-        if self.language == "en" or not english:
-            return english
-        return _translated(english, f"sentences_{self.language}.json")
+        strings = f"{self.language}.json"
+        said = _labelled(english, strings, opening=True)
+        if self.language != "en" and said:
+            said = _translated(said, f"sentences_{self.language}.json")
+        return _labelled(said, strings, opening=False)
 
     def help(self, field: str, english: str) -> str:
         """The help of a setting; English comes from the config itself, which stays its one source."""
