@@ -39,7 +39,7 @@ def files_route(studio: Studio) -> Route:
             archive, name = await run_in_threadpool(open_export, studio, kind, item_id)
         except StudioError as error:
             return PlainTextResponse(f"{error}\n", status_code=404)
-        headers = {"Content-Length": str(archive.size), "Content-Disposition": content_disposition(f"{name}.zip")}
+        headers = {"Content-Length": str(archive.size), "Content-Disposition": content_disposition(name, item_id)}
         body = iter(()) if request.method == "HEAD" else archive.chunks()
         return StreamingResponse(body, media_type="application/zip", headers=headers)
 
@@ -64,10 +64,14 @@ def file_stem(name: str) -> str:
     return kept[:80]
 
 
-def content_disposition(name: str) -> str:
-    """The header that makes a browser save the answer as `name`, also when it is not ASCII (RFC 6266)."""
-    ascii_name = name.encode("ascii", "ignore").decode().replace('"', "")
-    return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
+def content_disposition(stem: str, item_id: str) -> str:
+    """The header that makes a browser save the answer as `stem`.zip, also when that is not ASCII (RFC 6266).
+
+    A program that reads ASCII alone gets what is left of the stem, with the id where that is too little to tell.
+    """
+    plain = file_stem(stem.encode("ascii", "ignore").decode())
+    plain = plain if plain == stem else "-".join(filter(None, (plain, item_id)))
+    return f"attachment; filename=\"{plain}.zip\"; filename*=UTF-8''{quote(f'{stem}.zip', safe='')}"
 
 
 def write_zip(folder: Path, out: Path) -> Path:

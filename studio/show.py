@@ -148,5 +148,6 @@ def job_view(row: JobRow) -> JobView:
         result={key: value for key, value in row.result.items() if key not in _HIDDEN_RESULT},
         after_id=row.after_id,
         failure=row.failure,
+        progress_at=row.progress_at,
         idle_s=max(0.0, time.time() - row.progress_at) if row.state == "running" and row.progress_at else None,
     )

@@ -71,7 +71,7 @@ class DatasetView:
     file_name: str
     format: str
     rule: str  # in words: why this format
-    share: float  # of the rows that match it, 0 to 1
+    share: float  # of all rows that match it, 0 to 1
     rows: int  # usable rows
     bad_rows: int
     sha256: str
@@ -204,6 +204,7 @@ class JobView:
     result: Mapping[str, Any]  # adapter_id, model_id or verification figures, by kind
     after_id: str | None = None  # the job whose success it waits for
     failure: Mapping[str, Any] = field(default_factory=dict)  # of a failed one: its kind, and the line that shows it
+    progress_at: float | None = None  # when its work last went on
     idle_s: float | None = None  # of a running one: seconds since its work last went on
 
     @property
@@ -218,8 +219,10 @@ class JobView:
 
     @property
     def progress(self) -> float:
-        """Share of the work that is done, 0 to 1."""
-        return 1.0 if self.state == "succeeded" else self.step / self.total_steps if self.total_steps else 0.0
+        """Share of the work that is done, 0 to 1; a training that stopped early has not done all of it."""
+        if self.state == "succeeded" and not (self.kind == "train" and self.total_steps):
+            return 1.0
+        return self.step / self.total_steps if self.total_steps else 0.0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from core.data.problems import FIX, KEEP, KINDS, SKIP, STOP
+from core.data.scan import in_rows
 from studio.views import DatasetView, ProblemView
 from ui.fragments import Cell, Row, badge_level, callout, esc, folded, heading, table
 from ui.i18n import Translator
@@ -50,7 +51,7 @@ def problem_table(found: DatasetView, actions: Mapping[str, str], t: Translator)
             (
                 _kind(kind, t),
                 Cell.number(f"{found.counts[kind]:,}"),
-                _example(first.get(kind), t),
+                _example(first.get(kind), found, t),
                 _choice(kind, actions, t),
             )
         )
@@ -66,17 +67,19 @@ def _kind(kind: str, t: Translator) -> Cell:
     return Cell(badge_level(KINDS[kind].level, t.known(f"problem.{kind}", kind), t))
 
 
-def _example(problem: ProblemView | None, t: Translator) -> Cell:
+def _example(problem: ProblemView | None, found: DatasetView, t: Translator) -> Cell:
     if problem is None:
         return Cell("")
     words = esc(t.sentence(problem.detail))
     return Cell(
-        f'<b>{esc(_where(problem, t))}</b> {words}<code class="excerpt">{esc(problem.excerpt)}</code>', wide=True
+        f'<b>{esc(_where(problem, found, t))}</b> {words}<code class="excerpt">{esc(problem.excerpt)}</code>', wide=True
     )
 
 
-def _where(problem: ProblemView, t: Translator) -> str:
-    row = t("problem.row_number", row=f"{problem.row:,}")
+def _where(problem: ProblemView, found: DatasetView, t: Translator) -> str:
+    """The line of the file, as an editor shows it; of a table the row."""
+    unit = "row_number" if in_rows(problem.file or found.file_name) else "line_number"
+    row = t(f"problem.{unit}", row=f"{problem.row:,}")
     return f"{problem.file}, {row}" if problem.file else row
 
 
@@ -102,6 +105,6 @@ def _hint(kind: str, action: str, t: Translator) -> str:
 def _list(found: DatasetView, t: Translator) -> str:
     """The first problems one by one, folded away."""
     shown = found.problems[:SHOWN_PROBLEMS]
-    rows = (Row((_kind(problem.kind, t), _example(problem, t))) for problem in shown)
+    rows = (Row((_kind(problem.kind, t), _example(problem, found, t))) for problem in shown)
     summary = t("datasets.problem_list", n=len(shown))
     return folded(summary, table([t("problem.kind"), t("problem.detail")], rows, summary))

@@ -98,7 +98,8 @@ def component(spec: FieldSpec, t: Translator, **look: Any) -> gr.components.Comp
         return gr.Checkbox(value=spec.default, **shared)
     whole = spec.type == "int"
     # The bounds are checked by the config, whose message says what to do; the browser's own would only say "invalid".
-    return gr.Number(value=spec.default, precision=0 if whole else None, step=1 if whole else _step(spec), **shared)
+    # So is whether a number is whole: with a precision Gradio would round 3.7 to 4 without a word.
+    return gr.Number(value=spec.default, step=1 if whole else _step(spec), **shared)
 
 
 def _method_choices(t: Translator) -> list[tuple[str, str]]:
@@ -133,6 +134,8 @@ def nested(values: Mapping[str, Any], targets: Any) -> dict[str, Any]:
             raise ConfigError(f"{spec.leaf} is empty.", f"The default is {spec.default}.")
         if spec.type == "float":
             value = float(value)
+        elif spec.type == "int" and isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not spec.method:
             (data[spec.section] if spec.section else data)[spec.name] = value
         elif value != spec.default:

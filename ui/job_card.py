@@ -79,9 +79,9 @@ def figures(job: JobView, t: Translator) -> str:
 
 
 def _elapsed(job: JobView) -> float | None:
-    if job.started_at is None or (job.finished_at is None and job.state != "running"):
-        return None
-    return max(0.0, (job.finished_at or time.time()) - job.started_at)
+    """From the start to the end; of a job that rests, to where its work last went on."""
+    end = job.finished_at or (time.time() if job.state == "running" else job.progress_at)
+    return None if job.started_at is None or end is None else max(0.0, end - job.started_at)
 
 
 def failure_box(job: JobView, remedies: Sequence[RemedyView], t: Translator) -> str:

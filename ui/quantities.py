@@ -28,8 +28,9 @@ def count_text(count: float) -> str:
 
 
 def share_text(share: float, digits: int = 0) -> str:
-    """0.256 -> '26 %'."""
-    return f"{100 * share:.{digits}f} %"
+    """0.256 -> '26 %'; what is short of the whole is never '100 %'."""
+    percent = 100 * share if share >= 1 else min(100 * share, 100 - 10.0**-digits)
+    return f"{percent:.{digits}f} %"
 
 
 def loss_text(value: float | None) -> str:

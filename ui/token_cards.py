@@ -83,11 +83,13 @@ def length_caption(found: LengthsView, t: Translator) -> str:
 def _histogram(found: LengthsView, t: Translator) -> str:
     end = max(found.edges[-1], round(1.04 * found.max_length) if found.max_length < 2 * found.edges[-1] else 0)
     x, y = Scale(0, end, 0, WIDTH), Scale(0, max(found.counts), HEIGHT, 12)
+    # The last bin is open: it holds what is longer, too.
+    lasts = [*(edge - 1 for edge in found.edges[1:-1]), max(found.edges[-1] - 1, found.percentiles["100"])]
     bars = "".join(
         f'<rect class="length-bar{" length-cut" if left > found.max_length else ""}" x="{x(left) + 1:.1f}" '
         f'y="{y(count):.1f}" width="{max(1.0, x(right) - x(left) - 2):.1f}" height="{HEIGHT - y(count):.1f}">'
-        f"<title>{esc(t('tokens.bar', low=f'{left:,}', high=f'{right - 1:,}', rows=f'{count:,}'))}</title></rect>"
-        for left, right, count in zip(found.edges[:-1], found.edges[1:], found.counts, strict=True)
+        f"<title>{esc(t('tokens.bar', low=f'{left:,}', high=f'{last:,}', rows=f'{count:,}'))}</title></rect>"
+        for left, right, last, count in zip(found.edges[:-1], found.edges[1:], lasts, found.counts, strict=True)
         if count
     )
     marks = {f"p{share}": found.percentiles[share] for share in _MARKED if found.percentiles[share] <= end}

@@ -47,7 +47,7 @@ class Scan:
         self.paths = tuple(Path(path) for path in paths)
         self.recipe = recipe or Recipe()
         self.detections: list[Detection] = []  # one a file
-        self.rows = self.kept = self.readable = self.matched = 0
+        self.rows = self.kept = self.matched = 0
         self.counts: Counter[str] = Counter()  # kind of problem -> rows
         self.stopped = 0  # rows with an error for which nothing was chosen
         self.first_stop: Problem | None = None
@@ -79,8 +79,8 @@ class Scan:
 
     @property
     def share(self) -> float:
-        """Share of the readable rows that have the columns of the format."""
-        return self.matched / self.readable if self.readable else 0.0
+        """Share of the rows that have the columns of the format; one that cannot be read has none."""
+        return self.matched / self.rows if self.rows else 0.0
 
     def _file(self, path: Path, name: str) -> Iterator[Verdict]:
         rows = (_plain_row(row, self.recipe.columns) for row in read_rows(path, self.recipe.encoding))
@@ -102,7 +102,6 @@ class Scan:
     def _judge(self, row: Row, name: str, format: Format, inspector: Inspector) -> Verdict:
         if row.problem:
             return Verdict(row, name, None, (replace(row.problem, file=name),))
-        self.readable += 1
         self.matched += format.matches(row.values)
         record, error = self._record(row, format)
         wrong = [_problem(row, error, name)] if error else []
@@ -204,7 +203,12 @@ def _problem(row: Row, error: RowError, file: str) -> Problem:
     return Problem(row.number, error.kind, KINDS[error.kind].level, error.detail, excerpt(shown), file)
 
 
+def in_rows(file_name: str) -> bool:
+    """Whether a file of this name has numbered rows; any other has lines, as an editor shows them."""
+    return Path(file_name).suffix.lower() in (".parquet", ".xlsx")
+
+
 def place(path: Path, problem: Problem) -> str:
     """Where a problem is, as the user finds it."""
-    unit = "Row" if path.suffix.lower() in (".parquet", ".xlsx") else "Line"
+    unit = "Row" if in_rows(path.name) else "Line"
     return f"{unit} {problem.row:,} of {problem.file or path.name}"

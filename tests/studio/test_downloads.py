@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from starlette.applications import Starlette
@@ -201,5 +202,13 @@ def test_file_stem(name: str, expected: str) -> None:
 
 
 def test_the_header_holds_no_line_break_and_is_ascii() -> None:
-    header = content_disposition(f"{file_stem('é模 x')}.zip")
+    header = content_disposition(file_stem("é模 x"), "4f2a")
     assert header.isascii() and "\n" not in header and "filename*=UTF-8''" in header
+
+
+@pytest.mark.parametrize(
+    ("stem", "plain"), [("客服", "4f2a.zip"), ("客服-v2", "v2-4f2a.zip"), ("tickets-2", "tickets-2.zip")]
+)
+def test_a_name_of_other_letters_is_a_file_name_in_ascii_too(stem: str, plain: str) -> None:
+    header = content_disposition(stem, "4f2a")
+    assert f'filename="{plain}"' in header and header.endswith(f"{quote(stem)}.zip")

@@ -17,7 +17,7 @@ from core.data.recipe import Recipe
 from core.errors import StudioError
 from studio.downloads import open_export
 from studio.service import Studio
-from studio.views import LengthsView, TokenRow
+from studio.views import DatasetView, LengthsView, ProblemView, TokenRow
 from ui.dataset_cards import problem_table, usual_actions
 from ui.dataset_form import FIELDS, DatasetForm
 from ui.i18n import Translator
@@ -58,12 +58,12 @@ def test_files_are_described_and_the_button_says_what_it_will_add(
     form: DatasetForm, uploads: Path, t: Translator
 ) -> None:
     shown = last(form.upload([written(uploads, GOOD, GOOD, "{broken <b>")]))
-    assert t("format.prompt_completion") in shown[form.detected] and "100" in shown[form.detected]
+    assert t("format.prompt_completion") in shown[form.detected] and "67 %" in shown[form.detected]
     assert shown[form.add].value == t("datasets.add_some", n="2", left="1") and shown[form.add].interactive
     table = shown[form.problems]
     assert t("problem.bad_json") in table and t("problem.duplicate") in table
-    assert "&lt;b&gt;" in table and "<b>" not in table.replace("<b>" + t("problem.row_number", row="3"), "").replace(
-        "<b>" + t("problem.row_number", row="2"), ""
+    assert "&lt;b&gt;" in table and "<b>" not in table.replace("<b>" + t("problem.line_number", row="3"), "").replace(
+        "<b>" + t("problem.line_number", row="2"), ""
     )
     assert 'href="/files/problems/ab12.zip"' in shown[form.bad_rows]
     archive, name = open_export(form.studio, "problems", "ab12")
@@ -128,6 +128,17 @@ def test_only_uploads_are_read(form: DatasetForm, tmp_path: Path) -> None:
     assert "a.jsonl" in forged[form.message] and forged[form.detected] == "" and not forged[form.add].interactive
 
 
+def test_problems_are_found_in_lines_of_a_text_and_in_rows_of_a_table(t: Translator) -> None:
+    def shown(file_name: str) -> str:
+        problem = ProblemView(7, "bad_json", "error", "No.", "x")
+        found = DatasetView("", "a", file_name, "text", "", 1.0, 1, 1, "", 1, 0.0, (problem,), {"bad_json": 1})
+        return problem_table(found, usual_actions(), t)
+
+    line, row = (t(f"problem.{unit}_number", row="7") for unit in ("line", "row"))
+    assert line in shown("a.jsonl") and row not in shown("a.jsonl")
+    assert row in shown("a.parquet") and line not in shown("a.parquet")
+
+
 def test_every_kind_has_words_and_every_action_a_button(studio: Studio, uploads: Path, t: Translator) -> None:
     path = written(uploads, GOOD)
     found = studio.dataset_shelf.inspect([Path(path)], Recipe())
@@ -152,6 +163,8 @@ def test_several_files_become_one_dataset(studio: Studio, uploads: Path, t: Tran
     (made,) = studio.datasets()
     assert (made.rows, made.files) == (2, ("a.jsonl", "b.jsonl")) and shown[tab.chosen] == made.id
     assert t("format.question_answer") in shown[tab.library]
+    again = last(tab._add("both", paths, UTF8, "", usual_actions(), *[""] * FIELDS))
+    assert t("datasets.known", name="both") in again[tab.form.message] and len(studio.datasets()) == 1
     assert t("datasets.no_file") in last(tab._add("", None, UTF8, "", {}))[tab.form.message]
 
 
@@ -174,4 +187,5 @@ def test_lengths_are_a_picture_and_a_sentence(t: Translator) -> None:
     card = length_card(found, t)
     assert card.count("<rect") == 3 and "length-limit" in card and "length-cut" not in card.split("length-bar")[1]
     assert t("tokens.sampled", rows="100", all="1,000") in card and t("tokens.refused", n="2") in card
+    assert t("tokens.bar", low="60", high="90", rows="10") in card  # the last bin holds the longest row, too
     assert "49.0 k" in card  # of all rows, from those that were measured

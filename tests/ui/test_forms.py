@@ -52,6 +52,15 @@ def test_untouched_form_is_the_default_config() -> None:
     assert forms.config_from(DEFAULTS, "all-linear") == TrainConfig()
 
 
+def test_a_number_of_parts_is_refused_where_whole_ones_are_meant() -> None:
+    field = forms.component(next(spec for spec in forms.fields() if spec.name == "r"), Translator("en"))
+    assert field.preprocess(3.7) == 3.7, "rounded in silence, 4 would be trained where 3.7 stands"
+    with pytest.raises(ConfigError, match=r"r is 3\.7, which is not a whole number"):
+        forms.config_from({**DEFAULTS, "r": 3.7}, "all-linear")
+    rank = forms.config_from({**DEFAULTS, "r": 8.0}, "all-linear").adapter.r
+    assert (rank, type(rank)) == (8, int)
+
+
 def test_round_trip_of_a_changed_config() -> None:
     config = from_dict(
         TrainConfig,

@@ -57,4 +57,6 @@ def test_losses_and_speeds() -> None:
     assert [loss_text(value) for value in (None, 0.21336, math.nan)] == ["–", "0.2134", "NaN"]
     assert [speed_text(value) for value in (None, 8.26, 1234.5)] == ["–", "8.3", "1,234"]
     assert share_text(0.256) == "26 %" and share_text(0.00254, 2) == "0.25 %"
+    assert [share_text(share) for share in (0.0, 0.997, 1.0, 1.3)] == ["0 %", "99 %", "100 %", "130 %"]
+    assert share_text(0.9999, 1) == "99.9 %"
     assert moment_text(None) == "–"

@@ -252,6 +252,35 @@ def test_figures_show_progress_and_time_left(t: Translator) -> None:
         assert words in shown
 
 
+def test_a_training_that_stopped_early_shows_how_far_it_came(t: Translator) -> None:
+    stopped = job(state="succeeded", step=3, total_steps=10)
+    assert 'aria-valuenow="30"' in figures(stopped, t)
+    assert 'aria-valuenow="100"' in figures(job(kind="merge", state="succeeded", step=3), t)
+
+
+def test_a_paused_job_tells_how_long_it_has_worked(t: Translator) -> None:
+    paused = figures(job(state="paused", started_at=1000.0, progress_at=1061.0), t)
+    assert t("time.minutes", m=1, s=1) in paused
+
+
+@pytest.mark.usefixtures("blocks")
+def test_a_merge_is_chained_once(studio: Studio, t: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.job_desk.ensure_scheduler", lambda workspace: False)
+    tab = JobsTab(studio, t)
+    tab.layout()
+    run = studio.submit("train", "客服", {"train": {}})
+    assert tab._offered(run)[tab.buttons["chain"]].visible
+    for _ in range(2):
+        tab._merge_after(run)
+    (merge,) = (one for one in studio.jobs() if one.kind == "merge")
+    assert merge.name == t("models.merged_name", name="客服")
+    assert not tab._offered(run)[tab.buttons["chain"]].visible
+    studio.cancel_job(merge.id)
+    assert tab._offered(run)[tab.buttons["chain"]].visible
+    tab._merge_after(run)
+    assert [one.state for one in studio.jobs() if one.kind == "merge"].count("queued") == 1
+
+
 def test_figures_call_rows_rows_while_they_become_tokens(t: Translator) -> None:
     rows, step = f">{t('jobs.rows_prepared')}<", f">{t('jobs.step')}<"
     preparing = figures(job(state="running", step=64, total_steps=320, message="Tokenising 320 rows"), t)

@@ -138,6 +138,7 @@ class DatasetsTab(Tab):
             yield {self.form.message: no_file(self.t)}
             return
         recipe = self.form.recipe(encoding, format, actions, *fields)
+        known = {dataset.id for dataset in self.studio.datasets()}
         adding = self.studio.dataset_shelf.adding(self.form.uploaded(paths), (name or "").strip(), recipe)
         while True:
             try:
@@ -146,7 +147,8 @@ class DatasetsTab(Tab):
             except StopIteration as end:
                 made: DatasetView = end.value
                 break
-        added = callout("ok", self.t("datasets.added", name=made.name), self.t("datasets.added_next"), self.t)
+        said = ("info", "datasets.known") if made.id in known else ("ok", "datasets.added")
+        added = callout(said[0], self.t(said[1], name=made.name), self.t("datasets.added_next"), self.t)
         yield {**self.form.forget(), **self.shown(made.id), self.form.file: None, self.form.message: added}
 
     # -- tokens

@@ -164,8 +164,14 @@ class JobsTab(Tab):
         except StudioError as error:  # a job's dataset or model may be gone; its curve still is worth showing
             return f"# {error}"
 
+    def _merges_after(self, job: JobView) -> list[JobView]:
+        """The merges that wait for the job, which one click each has asked for."""
+        return [merge for merge in self.studio.jobs(states=("queued", "paused")) if merge.after_id == job.id]
+
     def _offered(self, job: JobView) -> Updates:
         offered = set(ACTIONS.get(job.state, ()))
+        if self._merges_after(job):
+            offered -= {"chain"}
         if job.kind != "train":
             offered -= TRAINING_ONLY
         if job.state == "succeeded" and job.result.get("adapter_id"):
@@ -223,11 +229,19 @@ class JobsTab(Tab):
         else:
             board.resume_queue()
 
+    def _merge_after(self, job: JobView) -> None:
+        """Queue the merge once: a second click finds the first one's, and so does another page's."""
+        if self._merges_after(job):
+            return
+        name = self.t("models.merged_name", name=job.name)
+        asked = sum(merge.after_id == job.id for merge in self.studio.jobs())
+        self.studio.board.merge_after(job.id, name=name, idempotency_key=f"chain:{job.id}:{asked}")
+
     def _asker(self, name: str, page: Page) -> Any:
         def ask(job_id: str) -> Updates:
             job = self._chosen(job_id)
             if name == "chain":
-                self.studio.board.merge_after(job.id, idempotency_key=f"chain:{job.id}")
+                self._merge_after(job)
             else:
                 getattr(self.studio, f"{name}_job")(job.id)
             gr.Info(self.t(f"jobs.{name}_asked"))

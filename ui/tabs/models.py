@@ -101,7 +101,9 @@ class ModelsTab(Tab):
 
     def start_merge(self, adapter_id: str, key: str = "", dtype: str = "base") -> Updates:
         """Start a merge and show it at work."""
-        job = self.studio.merge(adapter_id, dtype=dtype, idempotency_key=key or f"merge-{adapter_id}-{new_key()}")
+        name = self.t("models.merged_name", name=self.studio.adapter(adapter_id).name)
+        key = key or f"merge-{adapter_id}-{new_key()}"
+        job = self.studio.merge(adapter_id, name=name, dtype=dtype, idempotency_key=key)
         gr.Info(self.t("models.merge_started"))
         return {self.message: "", self.key: new_key(), **self.live(job.id, adapter_id)}
 
