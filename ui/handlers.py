@@ -90,10 +90,15 @@ def guarded_stream(message: gr.HTML, t: Translator) -> Callable[[Callable[..., I
     return wrap
 
 
+def tell(words: str, t: Translator) -> None:
+    """A toast with good news."""
+    gr.Info(words, title=t("level.info"))
+
+
 def explain(error: StudioError, t: Translator) -> str:
     """The error as a box for the place where it arose, and as a toast for those who look elsewhere."""
     what = t.sentence(error.what)
-    gr.Warning(esc(what))
+    gr.Warning(esc(what), title=t("level.warning"))
     return callout("error", what, t.sentence(error.fix), t)
 
 

@@ -23,7 +23,7 @@ def plan_card(plan: PlanView, t: Translator) -> str:
     }
     trainable = t("plan.trainable_value", n=count_text(plan.trainable_parameters), share=share_text(share, 2))
     return (
-        f'{readings(figures)}<p class="caption">{esc(t("plan.device", name=plan.device))}</p>'
+        f'{readings(figures)}<p class="caption">{esc(t("plan.device", name=t.sentence(plan.device)))}</p>'
         f"<h3>{esc(t('plan.memory'))}</h3>"
         f"{memory_bar(plan.memory, plan.memory_total_bytes, plan.memory_free_bytes, t)}"
         f'<h3>{esc(t("plan.trainable"))} <b id="trainable-parameters">{esc(trainable)}</b></h3>'

@@ -30,7 +30,7 @@ def _cell(name: str, value: str, detail: str = "", extra: str = "") -> str:
 def _device(device: DeviceView, t: Translator) -> str:
     share = device.memory_used_bytes / device.memory_total_bytes if device.memory_total_bytes else 0.0
     figures = t("strip.used_of", used=bytes_text(device.memory_used_bytes), total=bytes_text(device.memory_total_bytes))
-    return _cell(t("strip.memory"), figures, device.name, progress(share, t("strip.memory")))
+    return _cell(t("strip.memory"), figures, t.sentence(device.name), progress(share, t("strip.memory")))
 
 
 def _job(system: SystemView, t: Translator) -> str:

@@ -59,7 +59,8 @@ def _explained(hub_id: str, error: Exception) -> DatasetError:
     if "script" in said.lower() or "trust_remote_code" in said:
         return DatasetError(f"{hub_id} needs to run its own code, which is never done.", "Choose one with data files.")
     if any(word in said for word in ("Config name", "BuilderConfig", "Unknown split", "Bad split")):
-        return DatasetError(f"{hub_id}: {said.splitlines()[0][:300]}", "Name another subset or split.")
+        reason = said.splitlines()[0][:300]
+        return DatasetError(f"{hub_id} has no such subset or split: {reason}", "Name another subset or split.")
     if name == "DatasetNotFoundError" and "Hub cannot be accessed" not in said:
         return DatasetError(f"The hub has no dataset {hub_id!r}.", "Check the spelling: owner/name.")
     return DatasetError(

@@ -245,6 +245,7 @@ def test_settings_are_called_as_the_form_calls_them() -> None:
     assert english.sentence("epochs is empty.") == "“Epochs” is empty." and "训练轮数" in chinese.sentence(
         "epochs is empty."
     )
+    assert chinese.sentence("r is 8 with lora.").startswith("“秩（rank）” 的值为 8，")
     lower = "Lower micro_batch_size or max_length, or pick a smaller model."
     assert english.sentence(lower).startswith("Lower “Micro-batch size” or “Longest example”,")
     dropout = "lora_dropout does not work with target_parameters."

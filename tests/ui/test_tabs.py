@@ -9,10 +9,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from core.config import TrainConfig, to_dict
+from core.errors import ConfigError
 from studio.service import Studio
 from studio.views import Check, JobView, PlanView, QueueView, RemedyView
 from tests.scenarios.plugin import Say
-from ui.handlers import once_filled
+from ui.handlers import explain, once_filled, tell
 from ui.i18n import Translator
 from ui.job_card import failure_box, figures, job_table, quiet_box, result_box, verification
 from ui.model_cards import work_cards
@@ -261,6 +263,29 @@ def test_a_training_that_stopped_early_shows_how_far_it_came(t: Translator) -> N
 def test_a_paused_job_tells_how_long_it_has_worked(t: Translator) -> None:
     paused = figures(job(state="paused", started_at=1000.0, progress_at=1061.0), t)
     assert t("time.minutes", m=1, s=1) in paused
+
+
+@pytest.mark.usefixtures("blocks")
+def test_only_a_training_has_settings_to_show(studio: Studio, t: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.job_desk.ensure_scheduler", lambda workspace: False)
+    tab = JobsTab(studio, t)
+    tab.layout()
+    added = studio.add_model("starter")
+    shown = tab.live(added.id)
+    assert shown[tab.config] == "" and shown[tab.config_box].visible is False
+    settings = {"model_id": "m", "dataset_id": "d", "train": to_dict(TrainConfig())}
+    shown = tab.live(studio.submit("train", "run", settings).id)
+    assert "max_length" in shown[tab.config] and shown[tab.config_box].visible
+
+
+def test_toasts_and_devices_are_named_in_the_pages_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    toasts: list[dict[str, Any]] = []
+    monkeypatch.setattr("gradio.helpers.log_message", lambda *words, **about: toasts.append(about))
+    t = Translator("zh")
+    explain(ConfigError("There is no remedy.", "Try."), t)
+    tell("好", t)
+    assert [toast["title"] for toast in toasts] == [t("level.warning"), t("level.info")]
+    assert t.sentence("AMD EPYC 9B14 (2 cores)") == "AMD EPYC 9B14（2 核）"
 
 
 @pytest.mark.usefixtures("blocks")

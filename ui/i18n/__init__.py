@@ -53,12 +53,12 @@ def _labels(file_name: str) -> dict[str, str]:
     return {name: f"“{found.pop()}”" for name, found in labels.items() if len(found) == 1}
 
 
-def _labelled(said: str, file_name: str, *, opening: bool) -> str:
-    """`said` with labels for the names of settings: at its opening ("r is 3."), or else wherever no word is meant."""
-    labels = _labels(file_name)
-    names = "|".join(name for name in labels if opening or "_" in name)
-    pattern = rf"^({names})(?= is )" if opening else rf"(?<![\w'./-])({names})(?![\w'/-]|\.\w)"
-    return re.sub(pattern, lambda name: labels[name[1]], said, flags=re.ASCII)
+@cache
+def _names(file_name: str) -> re.Pattern[str]:
+    """Names of settings: any before what it is ("r is 3."), and elsewhere those that no word, file or value can be."""
+    every = "|".join(_labels(file_name))
+    plain = "|".join(name for name in _labels(file_name) if "_" in name)
+    return re.compile(rf"^(?:{every})(?= is | 的值为| 为空)|(?<![\w'./-])(?:{plain})(?![\w'/-]|\.\w)", re.ASCII)
 
 
 class Translator:
@@ -88,11 +88,9 @@ class Translator:
         Those packages know no languages. `sentences_*.json` maps their sentences, with `{}` where a value stands.
         A setting is called as the form calls it.
         """
-        strings = f"{self.language}.json"
-        said = _labelled(english, strings, opening=True)
-        if self.language != "en" and said:
-            said = _translated(said, f"sentences_{self.language}.json")
-        return _labelled(said, strings, opening=False)
+        said = english if self.language == "en" else _translated(english, f"sentences_{self.language}.json")
+        labels = _labels(f"{self.language}.json")
+        return _names(f"{self.language}.json").sub(lambda name: labels[name[0]], said)
 
     def help(self, field: str, english: str) -> str:
         """The help of a setting; English comes from the config itself, which stays its one source."""

@@ -12,7 +12,7 @@ from core.errors import StudioError
 from studio.views import JobView, QueueView
 from ui.forms import values_from
 from ui.fragments import DELEGATE, empty, heading
-from ui.handlers import Updates, guarded, marks_of
+from ui.handlers import Updates, guarded, marks_of, tell
 from ui.job_card import (
     FIX,
     MADE,
@@ -69,7 +69,7 @@ class JobsTab(Tab):
                     self.checkpoints = gr.HTML(elem_id="job-checkpoints")
             with gr.Accordion(t("jobs.log"), open=False, elem_id="job-log-box"):
                 self.log = gr.HTML(elem_id="job-log", autoscroll=True, max_height=320)
-            with gr.Accordion(t("jobs.config"), open=False, elem_id="job-config-box"):
+            with gr.Accordion(t("jobs.config"), open=False, elem_id="job-config-box") as self.config_box:
                 self.config = gr.Code(
                     language="yaml", interactive=False, show_label=False, elem_id="job-config", label=t("jobs.config"),
                     buttons=["copy", "download"], show_line_numbers=False, max_lines=24,
@@ -96,7 +96,7 @@ class JobsTab(Tab):
         return [
             self.queue, self.table, self.detail,
             self.progress, self.outcome, self.learning, self.curve, self.scores, self.checkpoints,
-            self.log, self.config, *self.buttons.values(), self.keep, self.sure,
+            self.log, self.config, self.config_box, *self.buttons.values(), self.keep, self.sure,
         ]  # fmt: skip
 
     @property
@@ -133,6 +133,7 @@ class JobsTab(Tab):
             self.checkpoints: checkpoint_table(self.studio.checkpoints(job.id), self.t) if job.kind == "train" else "",
             self.log: log_box(self.studio.log_tail(job.id, max_bytes=_LOG_BYTES), self.t),
             self.config: self._yaml(job),
+            self.config_box: gr.Accordion(visible=job.kind == "train"),
             **self._offered(job),
         }
 
@@ -159,10 +160,12 @@ class JobsTab(Tab):
         return score_card(self.studio.scores(job.id), self.studio.metrics(job.id, names=DRAWN), self.t)
 
     def _yaml(self, job: JobView) -> str:
+        if job.kind != "train":
+            return ""
         try:
             return self.studio.job_spec_yaml(job.id)
-        except StudioError as error:  # a job's dataset or model may be gone; its curve still is worth showing
-            return f"# {error}"
+        except StudioError as error:  # settings of an earlier studio; the curve still is worth showing
+            return f"# {self.t.sentence(error.what)}\n# {self.t.sentence(error.fix)}"
 
     def _merges_after(self, job: JobView) -> list[JobView]:
         """The merges that wait for the job, which one click each has asked for."""
@@ -244,7 +247,7 @@ class JobsTab(Tab):
                 self._merge_after(job)
             else:
                 getattr(self.studio, f"{name}_job")(job.id)
-            gr.Info(self.t(f"jobs.{name}_asked"))
+            tell(self.t(f"jobs.{name}_asked"), self.t)
             return {page.job: job.id, page.seen: {}, **self.live(job.id)}
 
         return ask

@@ -9,7 +9,7 @@ import gradio as gr
 from core.errors import ConfigError
 from studio.service import MERGE_DTYPES, Studio
 from ui.fragments import DELEGATE, esc, heading
-from ui.handlers import Updates, guarded
+from ui.handlers import Updates, guarded, tell
 from ui.i18n import Translator
 from ui.model_cards import adapter_table, base_table, merged_list, work_cards
 from ui.page import Page, Tab, new_key, request_key, unchecked
@@ -104,7 +104,7 @@ class ModelsTab(Tab):
         name = self.t("models.merged_name", name=self.studio.adapter(adapter_id).name)
         key = key or f"merge-{adapter_id}-{new_key()}"
         job = self.studio.merge(adapter_id, name=name, dtype=dtype, idempotency_key=key)
-        gr.Info(self.t("models.merge_started"))
+        tell(self.t("models.merge_started"), self.t)
         return {self.message: "", self.key: new_key(), **self.live(job.id, adapter_id)}
 
     def wire(self, page: Page) -> None:
@@ -146,7 +146,7 @@ class ModelsTab(Tab):
         if not (source or "").strip():
             raise ConfigError(self.t("models.no_source"), self.t("models.no_source_fix"))
         job = self.studio.add_model(source.strip(), name=(name or "").strip(), idempotency_key=key)
-        gr.Info(self.t("models.add_started"))
+        tell(self.t("models.add_started"), self.t)
         return {self.key: new_key(), self.source: "", self.name: "", **self.live(job.id)}
 
     def _ask(self, event: gr.EventData) -> Updates:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from studio.views import SystemView
 from ui.fragments import Cell, Row, badge_level, esc, heading, progress, table
-from ui.handlers import Updates, guarded
+from ui.handlers import Updates, guarded, tell
 from ui.page import Page, Tab
 from ui.quantities import NOTHING, bytes_text, share_text
 
@@ -50,14 +50,14 @@ class SystemTab(Tab):
 
     def _free_chat(self) -> Updates:
         self.studio.stop_chat()
-        gr.Info(self.t("system.chat_freed"))
+        tell(self.t("system.chat_freed"), self.t)
         return {}
 
     def _devices(self, system: SystemView) -> str:
         headers = [self.t(f"system.{name}") for name in ("device", "memory", "used", "busy")]
         rows = (
             Row((
-                device.name,
+                self.t.sentence(device.name),
                 Cell.number(f"{bytes_text(device.memory_used_bytes)} / {bytes_text(device.memory_total_bytes)}"),
                 Cell(progress(device.memory_used_bytes / max(1, device.memory_total_bytes), device.name)),
                 Cell.number(NOTHING if device.busy_share is None else share_text(device.busy_share)),

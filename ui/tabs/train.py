@@ -16,7 +16,7 @@ from studio.views import ModelView, PlanView, TargetView
 from ui import forms
 from ui.command_line import train_command
 from ui.fragments import esc, heading
-from ui.handlers import ONCE_FILLED, Updates, guarded, once_filled
+from ui.handlers import ONCE_FILLED, Updates, guarded, once_filled, tell
 from ui.i18n import Translator
 from ui.method_fields import METHOD, MethodFields, fitting
 from ui.page import Choice, Page, Tab, known_or_first, new_key, remembered, request_key, unchecked
@@ -341,5 +341,5 @@ class TrainTab(Tab):
             raise ConfigError(self.t(f"train.no_{missing}"), self.t(f"train.no_{missing}_fix"))
         config = self._config(model, ticked, dict(zip(self.inputs, values, strict=True)))
         job = self.studio.train(model, dataset, config, name=(name or "").strip(), idempotency_key=key)
-        gr.Info(self.t("train.started"))
+        tell(self.t("train.started"), self.t)
         return job.id
