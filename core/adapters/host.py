@@ -101,6 +101,11 @@ class AdaptedModule(nn.Module):
         parts: dict[str, nn.Module | None] = self.__dict__["_modules"][kind]._modules
         return parts
 
+    @property
+    def original(self) -> nn.Module:
+        """The base's own module, also while a dense one stands in for it because it is quantised and merged."""
+        return self.base_layer if self.packed is None else self.packed
+
     def names(self) -> set[str]:
         """The names of all adapters that have something on this module."""
         return {*self.adapters, *self.replacements}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from core.adapters.inject import known
+from core.adapters.inject import known, unmerged
 from core.errors import AdapterError
 
 PREFIX = "base_model.model."  # PEFT's own two wrappers, in front of the module's path
@@ -47,7 +47,11 @@ def adapter_state_dict(model: nn.Module, name: str = "default") -> dict[str, Ten
 
 @torch.no_grad()
 def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
-    """Copy tensors into an adapter; AdapterError lists the names and shapes that differ, and nothing is copied."""
+    """Copy tensors into an adapter; AdapterError lists the names and shapes that differ, and nothing is copied.
+
+    Nor while adapters are merged: what a model says would stay that of the tensors before.
+    """
+    unmerged(known(model, (name,)), "load an adapter's tensors")
     own = stored_tensors(model, name, state.keys())
     check_shapes({key: tuple(value.shape) for key, value in own.items()}, {k: tuple(v.shape) for k, v in state.items()})
     for key, tensor in own.items():

@@ -76,7 +76,7 @@ def _config_values(model: nn.Module, name: str, base_model: str) -> dict[str, ob
     method = adapters.get(config.method)
     targets = [path for path, host in record.hosts.items() if host.adapter(name) is not None]
     if config.target_parameters:  # whose modules are named there
-        targets = [path for path in targets if is_adaptable(record.hosts[path].base_layer)]
+        targets = [path for path in targets if is_adaptable(record.hosts[path].original)]
     architecture = type(model).__name__
     return peft_values(
         config,
@@ -84,7 +84,7 @@ def _config_values(model: nn.Module, name: str, base_model: str) -> dict[str, ob
         rank_pattern=_portable_pattern(config.rank_pattern, config.r, targets),
         alpha_pattern=_portable_pattern(config.alpha_pattern, config.lora_alpha, targets),
         peft_type=method.peft_type,
-        fan_in_fan_out=any(layer_kind(record.hosts[path].base_layer) == "conv1d" for path in targets),
+        fan_in_fan_out=any(layer_kind(record.hosts[path].original) == "conv1d" for path in targets),
         base_model_name_or_path=base_model or None,
         task_type=next((task for ending, task in _TASKS.items() if architecture.endswith(ending)), None),
         **method.peft_fields,

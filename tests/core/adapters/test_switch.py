@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from core.adapters import (
 )
 from core.config import AdapterConfig
 from core.errors import AdapterError
+from core.export.peft import save_adapter
+from core.quantize.model import quantize_model
 from tests.core.adapters.tiny import bert, gpt2, llama, logits, shake, tokens
 
 
@@ -146,6 +150,7 @@ def test_what_is_refused_while_merged() -> None:
         lambda: set_adapter(model, None),
         lambda: inject(model, AdapterConfig(r=2), name="other"),
         lambda: remove_adapter(model, "default"),
+        lambda: load_adapter_state_dict(model, adapter_state_dict(model)),
     ):
         with pytest.raises(AdapterError, match="unmerge"):
             action()
@@ -156,6 +161,22 @@ def test_what_is_refused_while_merged() -> None:
         merge(model)
     with pytest.raises(AdapterError, match="no adapter 'x'"):
         merge(model, "x")
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("method", ["lora", "dora", "vera"])
+def test_a_merged_adapter_is_saved_as_it_is(make: Any, quantization: str, method: str, tmp_path: Path) -> None:
+    """Byte for byte, and so of the same kind of layer, although a quantised one is dense while it is merged."""
+    model = make()
+    quantize_model(model, quantization)
+    inject(model, AdapterConfig(method=method, r=2, bias="all" if method == "lora" else "none"), seed=0)
+    shake(model, size=0.1)
+    save_adapter(model, tmp_path / "before")
+    merge(model)
+    save_adapter(model, tmp_path / "merged")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "before").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
 
 
 def test_a_hundred_merges_leave_a_bf16_base_bit_for_bit() -> None:
