@@ -10,8 +10,15 @@ from core.selection import ALL_LINEAR
 if TYPE_CHECKING:
     from core.models import ModelInfo, Target
 
-# The last projection of attention and feed-forward in Llama, GPT-2, BERT, T5 and BART.
-BLOCK_OUTPUTS = ("o_proj", "down_proj", "c_proj", "output.dense", "o", "wo", "out_proj", "fc2")
+# The last projection of attention and of the feed-forward block, by family.
+BLOCK_OUTPUTS = (
+    *("o_proj", "down_proj"),  # Llama and most of its kin
+    *("out_proj", "fc2", "self_attn.dense"),  # BART, OPT, Phi
+    *("c_proj", "fc_out", "feed_forward.w2"),  # GPT-2, GPT-J, LFM2
+    *("attention.dense", "self_attention.dense", "dense_4h_to_h"),  # GPT-NeoX, Bloom, Falcon
+    *("output.dense", "out_lin", "lin2", "ffn_output", "Wo"),  # BERT, DistilBERT, ALBERT, ModernBERT
+    *("o", "wo"),  # T5
+)
 
 
 @dataclass(frozen=True)

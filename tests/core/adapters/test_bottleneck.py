@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from core.adapters import adapter_parameters, inject, merge
@@ -56,6 +57,40 @@ def test_one_after_attention_and_one_after_feed_forward(make: Any, endings: set[
     blocks = len({path.split(".layer")[1].split(".")[1] if ".layer" in path else path.split(".")[2] for path in paths})
     assert len(paths) == 2 * blocks
     assert all(any(path.endswith(ending) for ending in endings) for path in paths)
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40,
+}  # fmt: skip
+OLDER: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 40}
+FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, and the ends of both blocks
+    "GPTNeoXForCausalLM": (SIZES, "attention.dense", "mlp.dense_4h_to_h"),
+    "BloomForCausalLM": ({**OLDER, "hidden_size": 16}, "self_attention.dense", "mlp.dense_4h_to_h"),
+    "FalconForCausalLM": (SIZES, "self_attention.dense", "mlp.dense_4h_to_h"),
+    "GPTJForCausalLM": ({**OLDER, "rotary_dim": 2}, "attn.out_proj", "mlp.fc_out"),
+    "PhiForCausalLM": (SIZES, "self_attn.dense", "mlp.fc2"),
+    "DistilBertForMaskedLM": (
+        {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2, "vocab_size": 40}, "attention.out_lin", "ffn.lin2",
+    ),
+    "ModernBertForMaskedLM": ({**SIZES, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}, "attn.Wo", "mlp.Wo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_ends_of_the_blocks_are_known_by_the_names_of_each_family(name: str, tmp_path: Path) -> None:
+    settings, attention, feed_forward = FAMILIES[name]
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(**settings)).eval()
+    model.save_pretrained(tmp_path)
+    config = AdapterConfig(method="adapter", method_options={"width": 6})
+    paths = inject(model, config, seed=1)
+    ends = [next(end for end in (attention, feed_forward) if path.endswith(f".{end}")) for path in paths]
+    assert sorted(ends) == sorted([attention, feed_forward] * 2)
+    counted = methods.get("adapter").trainable_parameters(inspect_model(tmp_path), config)
+    assert counted == sum(parameter.numel() for parameter in adapter_parameters(model))
+    before = logits(model, tokens())
+    shake(model, size=0.5)
+    assert (logits(model, tokens()) - before).abs().max() > 1e-3
 
 
 def test_counts_of_the_paper_and_of_the_files(tmp_path: Path) -> None:
