@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from core.adapters.targets import base_modules
 from core.errors import ModelError
 from core.export.task_file import LabelFacts
+from core.file_layout import FileLayout, read_entries
 from core.loss import device_of
 from core.mode import mode
 from core.models import load_model
 from core.prompt import virtual_ids
 from core.quantize.size import NONE
+from core.weight_files import weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,14 +68,14 @@ def head_of(model: nn.Module) -> tuple[str, ...]:
 
 def untrained(model: nn.Module, folder: Path) -> tuple[str, ...]:
     """Modules of a classifier that its pretrained files have no weights for, and so start random: head and pooler."""
-    from core.models import inspect_model
-
-    known = inspect_model(folder).tensors
-    body = f"{getattr(model, 'base_model_prefix', '')}."
+    entries = {name: entry for path in weight_files(folder) for name, entry in read_entries(path).items()}
+    layout = FileLayout(model, entries)
+    named = model.named_parameters(remove_duplicate=False)  # one that is tied is known by any of its names
+    known = {id(parameter) for name, parameter in named if layout.has(name)}
     found = []
     for path, module in base_modules(model).items():
-        names = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
-        if names and not any(name in known or name.removeprefix(body) in known for name in names):
+        own = [id(parameter) for parameter in module.parameters(recurse=False)]
+        if own and known.isdisjoint(own):
             found.append(path)
     head = head_of(model)
     return (*head, *(path for path in found if path.partition(".")[0] not in head))

@@ -10,13 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from core.errors import AdapterError
-from core.export.huggingface import TensorEntry
+from core.export.huggingface import DTYPES, TensorEntry
+
+
+def read_entries(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, by name, as its header has them."""
+    with safe_open(path, framework="pt") as file:
+        names: list[str] = file.keys()
+        slices = {name: file.get_slice(name) for name in sorted(names)}
+        return {n: TensorEntry(n, DTYPES[s.get_dtype()], tuple(s.get_shape())) for n, s in slices.items()}
 
 
 class FileLayout:
@@ -60,6 +70,10 @@ class FileLayout:
             first, *_ = converter.target_patterns
             made = (stored.replace(first, target) for target in converter.target_patterns)
             self.fused |= {self.in_memory(name): fused for name in made}
+
+    def has(self, parameter: str) -> bool:
+        """Whether the files have a value for a parameter."""
+        return parameter in self.names or parameter in self.fused
 
     def in_memory(self, stored: str) -> str:
         """A name as the model has it: the same, or without or with the name of the body in front."""

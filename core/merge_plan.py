@@ -15,9 +15,9 @@ from core.adapters.host import AdaptedModule
 from core.adapters.inject import adapters_of
 from core.conv1d import is_conv1d
 from core.errors import AdapterError
-from core.export.huggingface import DTYPES, TensorEntry
+from core.export.huggingface import TensorEntry
 from core.export.peft import load_adapter
-from core.file_layout import FileLayout, Fused
+from core.file_layout import FileLayout, Fused, read_entries
 from core.quantize.model import quantizable
 from core.quantize.rounding import BaseRounding
 from core.weight_files import weight_files
@@ -146,8 +146,9 @@ def _ties(skeleton: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def plan_merge(skeleton: Any, base: Path, adapter_folder: Path, adapter: str) -> MergePlan:
     """Put the adapter of a folder on a bare skeleton, under the name `adapter`, and plan its merge into the base."""
-    files = {path: _unchanged(path) for path in weight_files(base)}
-    layout = FileLayout(skeleton, {name: job.entry for jobs in files.values() for name, job in jobs.items()})
+    entries = {path: read_entries(path) for path in weight_files(base)}
+    layout = FileLayout(skeleton, {name: entry for own in entries.values() for name, entry in own.items()})
+    files = {path: {name: Job(entry, name) for name, entry in own.items()} for path, own in entries.items()}
     plan, ties = MergePlan(layout, files), _ties(skeleton)
     load_adapter(skeleton, adapter_folder, adapter)
     changes: dict[str, _Change] = {}
@@ -195,14 +196,6 @@ def _replaced_by(change: _Change | None, adapter: str) -> int | None:
     host, key = change or (None, "")
     replacement = None if host is None or host.adapter(adapter) is not None else host.replacement(adapter)
     return None if replacement is None else id(replacement.tensors()[key])
-
-
-def _unchanged(path: Path) -> dict[str, Job]:
-    with safe_open(path, framework="pt") as file:
-        names: list[str] = file.keys()
-        slices = {name: file.get_slice(name) for name in sorted(names)}
-        entries = [TensorEntry(n, DTYPES[s.get_dtype()], tuple(s.get_shape())) for n, s in slices.items()]
-    return {entry.name: Job(entry, entry.name) for entry in entries}
 
 
 def _changed_keys(host: AdaptedModule, adapter: str) -> list[str]:

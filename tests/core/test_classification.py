@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from core.adapters import inject
-from core.classifier import head_of, load_classifier
+from core.classifier import head_of, load_classifier, untrained
 from core.config import AdapterConfig, OptimConfig, TrainConfig
 from core.data.records import Message, Record
 from core.errors import DatasetError
+from core.export.peft import save_adapter
+from core.export.task_file import write_task
+from core.merge import merge_to_folder
 from core.tasks.classification import Classification
 from core.train import Trainer
+from tests.core.adapters import tiny
 from tests.core.toy import toy_tokenizer
 
 WORDS = {"good": ["fine", "lovely", "great", "superb"], "bad": ["awful", "poor", "weak", "dull"]}
@@ -81,6 +85,40 @@ def test_a_loaded_model_has_a_new_head_for_the_labels(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     inject(model, AdapterConfig(r=2, target_modules=("query",), modules_to_save=head_of(model)))
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"bert", "classifier"}
+
+
+@pytest.mark.parametrize(
+    ("make", "new"),
+    [
+        (tiny.mixtral, ("score",)),
+        (tiny.qwen3_moe, ("score",)),
+        (tiny.neox, ("score",)),
+        (tiny.bart, ("classification_head",)),
+        (tiny.t5, ("classification_head",)),
+        (tiny.bert_masked, ("classifier", "bert.pooler.dense")),
+    ],
+)
+def test_what_the_files_have_under_other_names_is_not_new(make: Any, new: tuple[str, ...], tmp_path: Path) -> None:
+    """Experts, and embeddings that share one table, would else train whole beside the head."""
+    make().save_pretrained(tmp_path)
+    toy_tokenizer().save_pretrained(tmp_path)
+    model, _ = load_classifier(tmp_path, ("a", "b"), device="cpu")
+    assert untrained(model, tmp_path) == new
+
+
+@pytest.mark.parametrize("make", [tiny.mixtral, tiny.neox])
+def test_a_classifier_of_a_mixture_is_merged(make: Any, tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / "base")
+    toy_tokenizer().save_pretrained(tmp_path / "base")
+    model, _ = load_classifier(tmp_path / "base", ("a", "b"), device="cpu")
+    inject(model, AdapterConfig(r=2, modules_to_save=head_of(model)), seed=0)
+    tiny.shake(model, size=0.1)
+    save_adapter(model, tmp_path / "adapter")
+    write_task(tmp_path / "adapter", {"labels": ["a", "b"], "multi_label": False})
+    folder = merge_to_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    plain.config.pad_token_id = model.config.pad_token_id
+    torch.testing.assert_close(tiny.logits(plain, tiny.tokens()), tiny.logits(model, tiny.tokens()), atol=1e-5, rtol=0)
 
 
 def test_rows_without_labels_are_refused() -> None:

@@ -10,6 +10,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -78,13 +79,19 @@ def gemma3() -> Any:
     return Gemma3ForCausalLM(config).eval()
 
 
+BERT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
 def bert() -> Any:
     """A BERT classifier: a head that is trained whole."""
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY
-    )
-    return BertForSequenceClassification(config).eval()
+    return BertForSequenceClassification(BertConfig(**BERT, vocab_size=VOCABULARY)).eval()
+
+
+def bert_masked() -> Any:
+    """A BERT as it was pretrained: without the pooler that a classifier has."""
+    torch.manual_seed(0)
+    return BertForMaskedLM(BertConfig(**BERT, vocab_size=VOCABULARY)).eval()
 
 
 def qwen3() -> Any:
