@@ -20,7 +20,7 @@ from core.family import CAUSAL, SEQ2SEQ, family_of
 from core.model_card import has_chat_template, licence
 from core.model_config import architecture, read_config, refuse_absurd
 from core.quantize.size import NONE
-from core.selection import SHARED_EMBEDDING, is_router
+from core.selection import MAMBA_MARK, MAMBA_STEP, SHARED_EMBEDDING, is_router
 from core.weight_files import StoredTensor, read_header, weight_files
 
 if TYPE_CHECKING:
@@ -164,6 +164,8 @@ def _targets(tensors: Mapping[str, StoredTensor], is_conv1d: bool) -> tuple[Targ
 def _run_paths(path: str, tensors: Mapping[str, StoredTensor]) -> list[str]:
     """The layers that run with a weight: for the table that an encoder-decoder shares, the embeddings tied to it."""
     parent, _, name = path.rpartition(".")
+    if name == MAMBA_STEP and f"{parent}.{MAMBA_MARK}" in tensors:
+        return []
     if name != SHARED_EMBEDDING:
         return [path]
     tied = (f"{parent}.{side}.embed_tokens".removeprefix(".") for side in ("encoder", "decoder"))

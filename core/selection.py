@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALL_LINEAR = "all-linear"
 SHARED_EMBEDDING = "shared"  # of an encoder-decoder: a table that the embeddings of both sides are tied to
+MAMBA_STEP, MAMBA_MARK = "dt_proj", "A_log"  # a Mamba layer has both; it reads the first one's weight and never runs it
 V = TypeVar("V")
 _ROUTER = re.compile(r"(.*\.)?(gate|shared_expert_gate|\w*router\w*)(\..*)?")
 

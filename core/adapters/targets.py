@@ -13,7 +13,16 @@ from core.config import AdapterConfig
 from core.conv1d import is_conv1d
 from core.errors import ConfigError
 from core.quantize.linear import QuantizedLinear
-from core.selection import ALL_LINEAR, SHARED_EMBEDDING, endings, is_router, is_saved, matches
+from core.selection import (
+    ALL_LINEAR,
+    MAMBA_MARK,
+    MAMBA_STEP,
+    SHARED_EMBEDDING,
+    endings,
+    is_router,
+    is_saved,
+    matches,
+)
 
 CLASSIFIER_NAMES = ("classifier", "score")  # the heads of transformers' classification models
 
@@ -128,7 +137,14 @@ def check_every_entry(modules: Mapping[str, nn.Module], config: AdapterConfig) -
 
 
 def check_runs(paths: Iterable[str], modules: Mapping[str, nn.Module]) -> None:
-    """Raise ConfigError for the embedding that an encoder-decoder keeps for both sides to share, and never runs."""
+    """Raise ConfigError for layers that a model has and never runs, so that an adapter there would do nothing.
+
+    These are a projection of Mamba, and the embedding that an encoder-decoder keeps for both sides to share.
+    """
+    paths = list(paths)
+    for path in paths:
+        if _is_mamba_step(path, modules):
+            raise _bypassed(path, modules)
     tables = {path: module for path, module in modules.items() if isinstance(module, nn.Embedding)}
     for path in tables.keys() & set(paths):
         users = [other for other, table in tables.items() if other != path and table.weight is tables[path].weight]
@@ -156,16 +172,11 @@ def _match(model: nn.Module, modules: Mapping[str, nn.Module], config: AdapterCo
 
 
 def all_linear(model: nn.Module, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Every Linear and Conv1D but the output layer and the routers of a mixture.
-
-    And none inside MultiheadAttention, which bypasses its own.
-    """
+    """Every Linear and Conv1D but the output layer, the routers of a mixture, and those that are never run."""
     output = _output_layer(model)
-    return tuple(
-        path
-        for path, module in modules.items()
-        if _is_linear(module) and module is not output and not _is_bypassed(path, modules) and not is_router(path)
-    )
+    linear = [path for path, module in modules.items() if _is_linear(module) and module is not output]
+    never = (_is_bypassed, _is_mamba_step)
+    return tuple(path for path in linear if not is_router(path) and not any(rule(path, modules) for rule in never))
 
 
 def _output_layer(model: nn.Module) -> nn.Module | None:
@@ -180,6 +191,18 @@ def _is_bypassed(path: str, modules: Mapping[str, nn.Module]) -> bool:
     return isinstance(modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
 
 
+def _is_mamba_step(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    holder, _, leaf = path.rpartition(".")
+    return leaf == MAMBA_STEP and hasattr(modules.get(holder), MAMBA_MARK)
+
+
+def _bypassed(path: str, modules: Mapping[str, nn.Module]) -> ConfigError:
+    around = type(modules[path.rpartition(".")[0]]).__name__
+    return ConfigError(
+        f"{path!r} is part of a {around}, which reads its weight directly and would ignore an adapter.", "Leave it out."
+    )
+
+
 def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
     if not is_adaptable(modules[path]):
         inner = [name for name, child in modules[path].named_modules() if _is_linear(child)]
@@ -188,10 +211,7 @@ def _check_kind(path: str, modules: Mapping[str, nn.Module]) -> None:
             f"Choose the layers in it: {', '.join(inner[:8])}." if inner else "Leave it out.",
         )
     if _is_bypassed(path, modules):
-        raise ConfigError(
-            f"{path!r} is part of a MultiheadAttention, which reads its weight directly and would ignore an adapter.",
-            "Leave it out.",
-        )
+        raise _bypassed(path, modules)
 
 
 def _no_match(setting: str, wanted: str | Sequence[str], modules: Mapping[str, nn.Module]) -> ConfigError:

@@ -10,15 +10,16 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
-from core.adapters import adapter_names, adapter_parameters, inject
+from core.adapters import adapter_names, adapter_parameters, inject, merge
 from core.adapters.targets import base_modules, find_saved
 from core.config import AdapterConfig
 from core.errors import AdapterError, ConfigError
 from core.export.peft import load_adapter
 from core.models import inspect_model
 from core.selection import is_saved, selected_targets
-from tests.core.adapters.tiny import bart, bert, gpt2, llama, t5, tokens
+from tests.core.adapters.tiny import bart, bert, gpt2, llama, logits, shake, t5, tokens
 
 CASES: list[dict[str, Any]] = [
     {"target_modules": "all-linear"},
@@ -144,6 +145,25 @@ def test_multihead_attention_is_refused_because_it_would_ignore_the_adapter() ->
     assert inject(model, AdapterConfig(r=2)) == ["up"]
     with pytest.raises(ConfigError, match="would ignore"):
         inject(model, AdapterConfig(r=2, target_modules=("out_proj",)), name="second")
+
+
+def test_a_weight_that_mamba_reads_without_running_its_layer_gets_no_adapter(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40, state_size=4)).eval()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="part of a MambaMixer, which reads its weight directly"):
+        inject(model, AdapterConfig(r=1, target_modules=("dt_proj",)))
+    made = get_peft_model(MambaForCausalLM(model.config), LoraConfig(r=1, target_modules=["dt_proj"]))
+    made.save_pretrained(tmp_path / "theirs")
+    assert load_adapter(MambaForCausalLM(model.config), tmp_path / "theirs"), "which peft allows, without effect"
+    config = AdapterConfig(r=1)
+    found = inject(model, config, seed=0)
+    assert {path.rpartition(".")[2] for path in found} == {"in_proj", "x_proj", "out_proj"}
+    assert {path for target in selected_targets(inspect_model(tmp_path), config) for path in target.paths} == set(found)
+    shake(model, size=0.1)
+    expected = logits(model, tokens())
+    merge(model)
+    torch.testing.assert_close(logits(model, tokens()), expected, atol=1e-5, rtol=0)
 
 
 def test_layers_shared_by_two_parents_are_adapted_once() -> None:
