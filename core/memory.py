@@ -1,7 +1,8 @@
 """What a training run needs in memory, part by part, before a weight is loaded. Torch-free.
 
 Weights, adapter, gradients and moments follow exactly from the settings. Activations follow from what autograd keeps
-of each layer and token; the factors are those counted for Llama-shaped layers, older shapes such as GPT-2 need more.
+of each layer and token, and of the scores of attention (`core/score_memory.py`); the factors are those counted for
+Llama-shaped layers, older shapes such as GPT-2 need more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from core.config import TrainConfig
 from core.methods import methods
 from core.ops.coverage import is_fused
 from core.quantize.size import NONE, packed_bytes
+from core.score_memory import bytes_per_score
 
 if TYPE_CHECKING:
     from core.models import ModelInfo
@@ -28,7 +30,7 @@ HIDDEN_FUSED, INNER_FUSED, HIDDEN_SCALED = 5, 2, 4  # on the fast path, dropout 
 
 
 def estimate_memory(
-    info: ModelInfo, config: TrainConfig, micro_batch_size: int, length: int, dtype: str = ""
+    info: ModelInfo, config: TrainConfig, micro_batch_size: int, length: int, dtype: str = "", on_gpu: bool = False
 ) -> dict[str, int]:
     """Bytes by part (weights, adapter, gradients, optimizer, activations, logits) for micro-batches of that size.
 
@@ -37,6 +39,7 @@ def estimate_memory(
     size = BYTES.get(dtype or (config.dtype if config.dtype != "auto" else info.dtype), 4)
     trained = methods.get(config.adapter.method).trainable_parameters(info, config.adapter)
     tokens = micro_batch_size * length
+    scores = micro_batch_size * length**2 * info.heads * info.layers * bytes_per_score(info, size, on_gpu)
     logits = LOGIT_COPIES * min(LOGIT_CHUNK_BYTES, 4 * tokens * info.vocab_size)
     return {
         "weights": _weight_bytes(info, config.quantization, size),
@@ -44,6 +47,7 @@ def estimate_memory(
         "gradients": trained * MASTER_BYTES,
         "optimizer": trained * MASTER_BYTES * MOMENTS,
         "activations": tokens * info.layers * _kept_per_token(info, config) * size
+        + scores
         + _unpacked_bytes(info, config.quantization, size),
         "logits": logits,
     }

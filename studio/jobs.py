@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, aliased
 
 from core.errors import JobError
 from studio.db import Database
-from studio.failures import Failure
+from studio.failures import HOST_MEMORY, Failure
 from studio.tables import JobRow, MetricRow
 
 MAX_FRUITLESS_ATTEMPTS = 3
@@ -235,12 +235,20 @@ def _settle(session: Session, job: JobRow, death: Failure) -> None:
         move(job, "paused", desired="run", message="Paused", fruitless_attempts=0, **IDLE)
     elif job.desired == RESTART:
         move(job, "queued", desired="run", message="Waiting to continue", fruitless_attempts=0, **IDLE)
-    elif job.fruitless_attempts < MAX_FRUITLESS_ATTEMPTS:
+    elif job.fruitless_attempts < _tries(death):
         move(job, "queued", message=f"{death.what} Waiting to continue.", error_detail=death.detail, **IDLE)
     else:
-        what = f"{death.what} It was tried {job.fruitless_attempts} times without reaching a new checkpoint."
         move(job, "failed", desired="run", message="Failed", finished_at=time.time(), **IDLE)
-        note_failure(job, what, death)
+        note_failure(job, _with_tries(death.what, job.fruitless_attempts), death)
+
+
+def _tries(death: Failure) -> int:
+    """Attempts that may pass without a new checkpoint: one where memory ran out, as the next would need as much."""
+    return 1 if death.kind == HOST_MEMORY else MAX_FRUITLESS_ATTEMPTS
+
+
+def _with_tries(what: str, tries: int) -> str:
+    return f"{what} It was tried {tries} times without reaching a new checkpoint." if tries > 1 else what
 
 
 def note_failure(job: JobRow, what: str, failure: Failure) -> None:

@@ -49,7 +49,8 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
     task = _task(facts, config)
     tokens_per_epoch = round(sum(lengths) / len(lengths) * steps.rows * task.forwards)
     trainable = method.trainable_parameters(facts.info, config.adapter)
-    memory = estimate_memory(facts.info, config, steps.micro_batch_size * task.forwards, longest, _dtype(facts, config))
+    rows_at_once, on_gpu = steps.micro_batch_size * task.forwards, facts.device.kind == "cuda"
+    memory = estimate_memory(facts.info, config, rows_at_once, longest, _dtype(facts, config), on_gpu)
     total = sum(memory.values())
     disk = CHECKPOINTS_ON_DISK * trainable * 4 * 3  # float32: the adapter and two moments of AdamW
     free = facts.device.memory_total_bytes - facts.device.memory_used_bytes

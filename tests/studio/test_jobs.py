@@ -1,6 +1,7 @@
 """The job store: every move against a table written down here by hand, and what concurrent hands do to it."""
 
 import math
+import signal
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from core.errors import JobError
 from studio.attempt import Attempt, Superseded
 from studio.db import Database
-from studio.failures import KILLED, Failure
+from studio.failures import HOST_MEMORY, KILLED, Failure, explain_exit
 from studio.jobs import MAX_FRUITLESS_ATTEMPTS, MOVES, STATES, JobStore, move
 from studio.tables import AdapterRow, JobRow, ModelRow
 from studio.workspace import Workspace
@@ -144,6 +145,18 @@ def test_a_retry_forgets_the_failure(store: JobStore) -> None:
     job = store.get(attempt.job_id)
     assert (job.error_what, job.error_fix, job.error_detail, job.finished_at) == ("", "", "", None)
     assert job.fruitless_attempts == 0
+
+
+def test_a_job_that_ran_out_of_memory_is_not_tried_again_as_it_is(store: JobStore) -> None:
+    killed = explain_exit(-signal.SIGKILL, out_of_memory=True)
+    store.submit("selftest", "job", {})
+    attempt = claim(store)
+    attempt.update(checkpoint_step=5, fruitless_attempts=0)  # a neighbour took the memory: it goes on from there
+    assert store.bury(attempt.job_id, attempt.number, killed).state == "queued"
+    attempt = claim(store)
+    job = store.bury(attempt.job_id, attempt.number, killed)
+    assert (job.state, job.error_what, job.failure["kind"]) == ("failed", killed.what, HOST_MEMORY)
+    assert job.error_fix.startswith("Lower the micro-batch size or the longest example")
 
 
 def test_an_idempotency_key_makes_one_job(store: JobStore) -> None:
