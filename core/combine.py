@@ -63,6 +63,8 @@ def check_combination(count: int, weights: Sequence[float], method: str, r: int 
         raise AdapterError(f"{count} adapters and {len(weights)} weights are given.", "Give one weight to each.")
     if not all(math.isfinite(weight) for weight in weights):
         raise AdapterError(f"The weights are {list(weights)}.", "Give finite numbers.")
+    if not any(weights):
+        raise AdapterError("All weights are 0, so nothing would be left.", "Give at least one adapter another weight.")
     if method not in METHODS:
         raise AdapterError(f"There is no way {method!r} to combine.", f"Pick one of: {', '.join(METHODS)}.")
     if r is not None and (method == "cat" or r < 1):

@@ -85,13 +85,15 @@ class AdapterShelf:
         """File the weighted sum of adapters of one model as a new adapter, and tell what was lost."""
         rows = [self.library.adapter(adapter_id) for adapter_id in adapter_ids]
         check_combination(len(rows), weights, method, r)
+        if len(rows) == 1 and method == "cat" and weights[0] == 1:
+            raise AdapterError("One adapter alone, at weight 1, stays what it is.", "Give several, or another weight.")
         if len({row.model_id for row in rows}) > 1:
             raise AdapterError("The adapters belong to different models.", "Pick adapters of one model.")
         bases = [self._base(row, loads_torch) for row in rows]
         folders = [self.library.adapter_folder(row) for row in rows]
         return self._made(
             rows[0],
-            name or " + ".join(row.name for row in rows)[:LONGEST_NAME],
+            name or _sum_name([row.name for row in rows], weights)[:LONGEST_NAME],
             lambda build: combine_folders(folders, weights, build, method, r, bases[0]),
         )
 
@@ -156,6 +158,11 @@ def weights_of(text: str, count: int) -> list[float]:
         return [float(part) for part in re.split("[,;，；、]", text)]
     except ValueError:
         raise AdapterError(f"The weights are {text!r}.", "Write numbers with commas between: 0.7, 0.3.") from None
+
+
+def _sum_name(names: Sequence[str], weights: Sequence[float]) -> str:
+    """What a sum is called: after its parts; a part alone would give it its own name, so that its weight is told."""
+    return " + ".join(names) if len(names) > 1 else f"{names[0]} x {weights[0]:g}"
 
 
 def _view(adapter_id: str, report: RankReport, rule_of_thumb: int) -> RankView:

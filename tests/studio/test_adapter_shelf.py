@@ -113,6 +113,14 @@ def test_a_sum_is_the_sum(shop: Shop, method: str) -> None:
     assert (found.relative_error < 1e-9) == (method == "cat")
 
 
+def test_an_adapter_alone_is_weighted_under_a_name_of_its_own(shop: Shop) -> None:
+    one = shop.add("one")
+    made, _ = shop.studio.adapter_shelf.combine([one], [0.5])
+    first, half = shop.changes(one), shop.changes(made.id)
+    assert made.name == "one x 0.5"
+    assert all(np.allclose(half[path], 0.5 * change, atol=1e-5) for path, change in first.items())
+
+
 def test_what_cannot_be_done_is_said(shop: Shop, tmp_path: Path) -> None:
     shelf, one = shop.studio.adapter_shelf, shop.add("one")
     dora = shop.add("two", method="dora")
@@ -123,6 +131,9 @@ def test_what_cannot_be_done_is_said(shop: Shop, tmp_path: Path) -> None:
         shelf.combine([one], [1.0, 2.0])
     with pytest.raises(AdapterError, match="only with 'svd'"):
         shelf.combine([one], [1.0], "cat", 3)
+    for weights, says in (([0.0], "All weights are 0"), ([1.0], "stays what it is")):
+        with pytest.raises(AdapterError, match=says):
+            shelf.combine([one], weights)
     with pytest.raises(AdapterError, match="does not change the weights"):
         shelf.rank(shop.add("three", method="prompt", r=16, lora_alpha=32.0))
     assert len(shop.studio.adapters()) == 3
