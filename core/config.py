@@ -166,7 +166,8 @@ class TrainConfig(Checked):
     )
     micro_batch_size: int = option(
         0,
-        "Rows per forward pass; less needs less memory and gives the same result. 0 picks it.",
+        "Rows per forward pass; less needs less memory. The result changes by rounding alone, and by what dropout "
+        "draws. 0 picks it.",
         minimum=0,
         maximum=65_536,
         unit="rows",
