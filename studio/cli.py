@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from core.errors import StudioError
-from studio.commands import answers, datasets, jobs, library, machine, queue, training, weights
+from studio.commands import answers, datasets, jobs, library, machine, methods, queue, training, weights
 from studio.commands.terminal import FAILED, USER_ERROR, show_error, show_json_error
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of typer has it
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(training.train)
+app.command()(methods.methods)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(queue.app, name="queue")
 app.add_typer(library.models, name="models")

@@ -133,7 +133,7 @@ def delete_dataset(
 ) -> None:
     """Delete a dataset that no unfinished job needs."""
     with open_studio(workspace) as studio:
-        view = find(studio.datasets(), dataset, "dataset")
+        view = find(studio.datasets(), dataset, "dataset", is_lost=True)
         studio.delete_dataset(view.id)
     emit(as_json, {"deleted": view.id}, f"Deleted the dataset {view.name}.")
 

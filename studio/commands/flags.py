@@ -15,6 +15,7 @@ from core.errors import ConfigError
 
 SECTIONS: dict[str, type] = {"": TrainConfig, "adapter": AdapterConfig, "optim": OptimConfig, "data": DataConfig}
 SHORT = {"r": "--rank", "lora_alpha": "--alpha", "learning_rate": "--lr"}
+MORE = {"method": " See `lora-studio methods`.", "method_options": " See `lora-studio methods METHOD`."}
 _NAME_LIST = re.compile(r"[\w.-]+(,[\w.-]+)*")
 
 
@@ -54,7 +55,7 @@ def _flag(item: dataclasses.Field[Any]) -> inspect.Parameter:
     choices = f" One of: {', '.join(about['choices'])}." if about["choices"] else ""
     option = typer.Option(
         *names,
-        help=f"{about['help']}{choices}{_syntax(item)}{_default(item)}",
+        help=f"{about['help']}{choices}{MORE.get(item.name, '')}{_syntax(item)}{_default(item)}",
     )
     kind = {"int": int, "float": float, "bool": bool}.get(str(item.type), str)
     return inspect.Parameter(

@@ -82,7 +82,7 @@ def delete_model(
 ) -> None:
     """Delete a model that nothing needs; your own folders stay where they are."""
     with open_studio(workspace) as studio:
-        view = find_model(studio, model)
+        view = find_model(studio, model, is_lost=True)
         studio.delete_model(view.id)
     emit(as_json, {"deleted": view.id}, f"Deleted the model {view.name}.")
 
@@ -116,6 +116,17 @@ def show_adapter(
         view = find(studio.adapters(), adapter, "adapter")
         folder = studio.export_path("adapter", view.id)
     emit(as_json, plain(view) | {"folder": folder}, facts({**plain(view), "folder": folder}))
+
+
+@adapters.command("delete")
+def delete_adapter(
+    adapter: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False
+) -> None:
+    """Delete an adapter that no unfinished job needs; what was merged or combined from it stays."""
+    with open_studio(workspace) as studio:
+        view = find(studio.adapters(), adapter, "adapter", is_lost=True)
+        studio.delete_adapter(view.id)
+    emit(as_json, {"deleted": view.id}, f"Deleted the adapter {view.name}.")
 
 
 @adapters.command("rank")

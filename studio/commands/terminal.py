@@ -28,6 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object, for
 FAILED = 1  # what was asked for was told, and it is bad: a check of `doctor` or of a plan
 USER_ERROR = 2
 PIPE_WIDTH = 240
+MOST_IDS = 10  # named at once
 DETACHED = 130  # what a shell reports after Ctrl-C
 
 
@@ -116,16 +117,25 @@ def facts(pairs: Mapping[str, Any]) -> RenderableType:
     return table(("", ""), [(name, value) for name, value in pairs.items() if value not in (None, "")])
 
 
-def find(items: Sequence[Any], text: str, noun: str) -> Any:
-    """The item with this id, or the newest with this name; StudioError with the closest name otherwise."""
+def find(items: Sequence[Any], text: str, noun: str, *, is_lost: bool = False) -> Any:
+    """The item with this id, or the newest with this name, which is told where there are several.
+
+    Raises StudioError with the closest name where there is none, and for a name of several where what is meant would
+    be lost (`is_lost`).
+    """
     from difflib import get_close_matches
 
     for item in items:
         if item.id == text:
             return item
-    for item in items:  # newest first
-        if item.name == text:
-            return item
+    named = [item for item in items if item.name == text]  # newest first
+    if len(named) > 1:
+        ids = ", ".join(item.id for item in named[:MOST_IDS]) + (", ..." if len(named) > MOST_IDS else "")
+        if is_lost:
+            raise StudioError(f"{len(named)} {noun}s are called {text!r}.", f"Give the id of one, newest first: {ids}.")
+        say(f"{len(named)} {noun}s are called {text!r}; this is the newest, {named[0].id}. All, newest first: {ids}")
+    if named:
+        return named[0]
     near = get_close_matches(text, [item.name for item in items], n=1)
     plural = f"{noun}s"
     listing = f"See `lora-studio {plural} list`."
@@ -133,11 +143,11 @@ def find(items: Sequence[Any], text: str, noun: str) -> Any:
     raise StudioError(f"There is no {noun} {text!r}.", hint)
 
 
-def find_model(studio: Studio, text: str) -> Any:
+def find_model(studio: Studio, text: str, *, is_lost: bool = False) -> Any:
     """A model by id or name; `starter` is the starter model."""
     from studio.starter import NAME
 
-    return find(studio.models(), NAME if text == "starter" else text, "model")
+    return find(studio.models(), NAME if text == "starter" else text, "model", is_lost=is_lost)
 
 
 def size(bytes_: int) -> str:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, to_dict
-from core.errors import ConfigError
+from core.errors import ConfigError, StudioError
+from core.methods import listed
 from studio.cli import run
 from studio.commands.flags import train_config
 from studio.commands.terminal import duration, find, plain, size
@@ -410,6 +411,16 @@ def test_adapters_without_an_alpha_are_listed_too(tmp_path: Path) -> None:
     assert row.id in done.stdout
 
 
+def test_an_adapter_is_deleted_and_nothing_is_by_a_name_of_several(cli: Cli, trained: dict[str, Any]) -> None:
+    first, second = (cli.json("adapters", "combine", "sounds", "sounds", "--name", "twice")["id"] for _ in range(2))
+    assert f"newest first: {second}, {first}" in cli.refuses("adapters", "delete", "twice")
+    assert cli.json("adapters", "show", "twice")["id"] == second
+    assert cli.json("adapters", "delete", first) == {"deleted": first}
+    folder = Path(cli.json("adapters", "show", second)["folder"])
+    assert cli("adapters", "delete", "twice")[0] == "Deleted the adapter twice.\n" and not folder.exists()
+    assert [item["name"] for item in cli.json("adapters", "list")["adapters"]] == ["sounds"]
+
+
 def test_what_is_needed_cannot_be_deleted(cli: Cli, trained: dict[str, Any]) -> None:
     assert "adapters" in cli.refuses("models", "delete", "toy")
 
@@ -423,7 +434,31 @@ def test_find_takes_the_newest_of_a_name() -> None:
             self.id, self.name = id, name
 
     items = [Item("2", "a"), Item("1", "a"), Item("3", "b")]
-    assert find(items, "a", "thing").id == "2" and find(items, "1", "thing").id == "1"
+    told = io.StringIO()
+    with redirect_stderr(told):
+        assert find(items, "a", "thing").id == "2"
+    assert told.getvalue() == "2 things are called 'a'; this is the newest, 2. All, newest first: 2, 1\n"
+    with redirect_stderr(told := io.StringIO()):
+        assert find(items, "1", "thing").id == "1" and find(items, "b", "thing", is_lost=True).id == "3"
+    assert not told.getvalue()
+    with pytest.raises(StudioError, match=r"2 things are called 'a'\. Give the id of one, newest first: 2, 1\."):
+        find(items, "a", "thing", is_lost=True)
+
+
+def test_methods_tell_every_option(cli: Cli) -> None:
+    kinds = listed()
+    told = cli.json("methods")["methods"]
+    assert [one["name"] for one in told] == list(kinds)
+    for one in told:
+        options = kinds[one["name"]].options
+        assert [item["name"] for item in one["options"]] == ([*to_dict(options())] if options else [])
+        shown = cli("methods", one["name"])[0]
+        assert all(item["name"] in shown and item["help"][:30] in shown for item in one["options"])
+    assert cli.json("methods", "adalora")["options"][0] == {
+        "name": "target_r", "type": "int", "default": 0, "minimum": 0, "maximum": 4096, "choices": [],
+        "help": "Average rank at the end; `r` is the one at the start. 0 leaves two thirds.",
+    }  # fmt: skip
+    assert "Did you mean 'adalora'?" in cli.refuses("methods", "adlora")
 
 
 def test_plain_values_are_what_json_can_say() -> None:
