@@ -18,9 +18,12 @@ from core.combine import Combination, check_combination, combine_folders
 from core.compress import Compression, compress_adapter
 from core.durable import file_sha256
 from core.errors import AdapterError
-from core.export.peft_config import WEIGHTS_NAME, read_adapter_config, read_shapes
+from core.export.method_file import METHOD_NAME
+from core.export.peft_config import CONFIG_NAME, WEIGHTS_NAME, read_adapter_config, read_shapes, weights_file
 from core.export.portable import PortableExport, export_portable
+from core.export.task_file import TASK_NAME
 from core.methods import methods
+from core.model_config import read_config
 from core.models import inspect_model
 from core.rank import RankReport, rank_for_energy, rank_report, suggest_rank
 from studio.artifacts import Library
@@ -68,7 +71,7 @@ class AdapterShelf:
             move_folder(build, self.workspace.adapter_folder(made))
         finally:
             shutil.rmtree(build, ignore_errors=True)
-        new = self._row(made, source, name)
+        new = self._row(made, source.model_id, source.step, name)
         new.name = name or f"{source.name} r{new.r}"
         self.library.add(new)
         return adapter_view(new), found
@@ -96,6 +99,29 @@ class AdapterShelf:
             name or _sum_name([row.name for row in rows], weights)[:LONGEST_NAME],
             lambda build: combine_folders(folders, weights, build, method, r, bases[0]),
         )
+
+    def take_in(self, source: Path, model_id: str, name: str = "") -> AdapterView:
+        """File a copy of an adapter from a folder in PEFT's layout; loads torch, to try it on the modules of its base.
+
+        Raises AdapterError when it is none, or not one of this model.
+        """
+        model = self.library.model(model_id)
+        made = new_id()
+        build = self.workspace.tmp / f"adapter-{made}"
+        try:
+            build.mkdir(mode=0o700)
+            _copy_adapter(source, build)
+            _try_on(self.library.model_folder(model), build)
+            move_folder(build, self.workspace.adapter_folder(made))
+        except OSError as error:
+            raise AdapterError(
+                f"{source} cannot be copied: {error.strerror}.", "Check the path and the disk."
+            ) from error
+        finally:
+            shutil.rmtree(build, ignore_errors=True)
+        row = self._row(made, model.id, 0, name or source.absolute().name)
+        self.library.add(row)
+        return adapter_view(row)
 
     def portable(self, adapter_id: str, out: Path, r: int | None = None, loads_torch: bool = False) -> PortableExport:
         """Write an adapter to a new folder as vLLM, llama.cpp and Ollama read it right."""
@@ -132,21 +158,21 @@ class AdapterShelf:
         folder = self.library.model_folder(self.library.model(row.model_id))
         return folder if folder.is_dir() else None
 
-    def _row(self, made: str, source: AdapterRow, name: str) -> AdapterRow:
+    def _row(self, made: str, model_id: str, step: int, name: str) -> AdapterRow:
         folder = self.workspace.adapter_folder(made)
         config = read_adapter_config(folder)
         shapes = read_shapes(folder).values()
         return AdapterRow(
             id=made,
             name=name,
-            model_id=source.model_id,
+            model_id=model_id,
             method=config.method,
             r=config.r,
             lora_alpha=config.lora_alpha,
             parameters=sum(map(math.prod, shapes)),
             size_bytes=size_bytes(folder),
             sha256=file_sha256(folder / WEIGHTS_NAME),
-            step=source.step,
+            step=step,
         )
 
 
@@ -158,6 +184,23 @@ def weights_of(text: str, count: int) -> list[float]:
         return [float(part) for part in re.split("[,;，；、]", text)]
     except ValueError:
         raise AdapterError(f"The weights are {text!r}.", "Write numbers with commas between: 0.7, 0.3.") from None
+
+
+def _copy_adapter(source: Path, build: Path) -> None:
+    """The files that make an adapter, and nothing else that lies beside them."""
+    read_adapter_config(source)  # names what is missing
+    shutil.copyfile(weights_file(source), build / WEIGHTS_NAME)
+    for name in (CONFIG_NAME, METHOD_NAME, TASK_NAME):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, build / name)
+
+
+def _try_on(base: Path, adapter: Path) -> None:
+    """Put an adapter on the modules of a base, without its weights."""
+    from core.export.peft import load_adapter
+    from core.skeleton import adapted_config, make_skeleton
+
+    load_adapter(make_skeleton(adapted_config(read_config(base), adapter), base), adapter)
 
 
 def _sum_name(names: Sequence[str], weights: Sequence[float]) -> str:

@@ -118,6 +118,21 @@ def show_adapter(
     emit(as_json, plain(view) | {"folder": folder}, facts({**plain(view), "folder": folder}))
 
 
+@adapters.command("import")
+def import_adapter(
+    folder: Annotated[Path, typer.Argument(help="Folder in PEFT's layout: adapter_config.json and safetensors.")],
+    model: Annotated[str, typer.Option(help="Id or name of its base, or 'starter'.")],
+    name: Annotated[str, typer.Option(help="What to call it; the folder's name unless given.")] = "",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a copy of an adapter that was trained elsewhere, after checking that it fits its base."""
+    with open_studio(workspace) as studio:
+        base = find_model(studio, model)
+        view = studio.adapter_shelf.take_in(folder.expanduser(), base.id, name.strip())
+    emit(as_json, view, facts(plain(view)))
+
+
 @adapters.command("delete")
 def delete_adapter(
     adapter: Annotated[str, typer.Argument(help="Id or name.")], workspace: Workspace = None, as_json: AsJson = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from core.adapters.inject import adapters_of
 from core.config import AdapterConfig
 from core.errors import AdapterError
 from core.export.peft import load_adapter, save_adapter
+from core.methods import methods
+from core.methods.method import BASELINE
 from core.models import load_model
 from core.rank import suggest_rank
 from studio.adapter_shelf import weights_of
@@ -111,6 +114,37 @@ def test_a_sum_is_the_sum(shop: Shop, method: str) -> None:
     assert max(found.ranks.values()) == (6 if method == "cat" else 4)
     assert lost / whole == pytest.approx(found.relative_error, abs=1e-5)
     assert (found.relative_error < 1e-9) == (method == "cat")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "adalora", "prompt", "prefix", "adapter", "full"])
+def test_an_adapter_comes_back_as_it_went_out(shop: Shop, tmp_path: Path, method: str) -> None:
+    r = 16 if methods.get(method).group == BASELINE else 4
+    one = shop.add("one", method=method, r=r, lora_alpha=32.0)
+    out = tmp_path / "elsewhere"
+    shutil.copytree(shop.studio.export_path("adapter", one), out)
+    (out / "notes.py").write_text("print('not ours')")
+    back = shop.studio.adapter_shelf.take_in(out, shop.model_id)
+    folder = shop.studio.export_path("adapter", back.id)
+    assert (back.name, back.method, back.model_id, back.step) == ("elsewhere", method, shop.model_id, 0)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in out.iterdir()} - {"notes.py"}
+    assert all((folder / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
+    assert back.id in [view.id for view in shop.studio.adapters()]
+
+
+def test_what_is_no_adapter_of_the_model_is_not_taken_in(shop: Shop, tmp_path: Path) -> None:
+    take_in, before = shop.studio.adapter_shelf.take_in, len(shop.studio.adapters())
+    with pytest.raises(AdapterError, match=r"has no adapter_config\.json"):
+        take_in(tmp_path, shop.model_id)
+    other = toy.save_model(tmp_path / "wider", hidden_size=64)
+    model, _ = load_model(other, dtype="float32", device="cpu")
+    inject(model, AdapterConfig(r=4))
+    save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="shape"):
+        take_in(tmp_path / "adapter", shop.model_id)
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="only pickle weights"):
+        take_in(tmp_path / "adapter", shop.model_id)
+    assert len(shop.studio.adapters()) == before and not list(shop.studio.workspace.tmp.glob("adapter-*"))
 
 
 def test_an_adapter_alone_is_weighted_under_a_name_of_its_own(shop: Shop) -> None:

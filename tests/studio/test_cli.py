@@ -421,6 +421,17 @@ def test_an_adapter_is_deleted_and_nothing_is_by_a_name_of_several(cli: Cli, tra
     assert [item["name"] for item in cli.json("adapters", "list")["adapters"]] == ["sounds"]
 
 
+def test_an_exported_adapter_is_imported_and_answers_alike(cli: Cli, trained: dict[str, Any], tmp_path: Path) -> None:
+    cli("export", "sounds", tmp_path / "elsewhere")
+    assert "no adapter_config.json" in cli.refuses("adapters", "import", tmp_path, "--model", "toy")
+    back = cli.json("adapters", "import", tmp_path / "elsewhere", "--model", "toy")
+    assert back["name"] == "elsewhere" and back["job_id"] is None
+    asked = ("What does the cat say?", "--max-new-tokens", "4", "--temperature", "0")
+    first, second = (cli.json("generate", *asked, "--adapter", name) for name in ("sounds", "elsewhere"))
+    assert first == second
+    cli("adapters", "delete", "elsewhere")
+
+
 def test_what_is_needed_cannot_be_deleted(cli: Cli, trained: dict[str, Any]) -> None:
     assert "adapters" in cli.refuses("models", "delete", "toy")
 
