@@ -10,6 +10,7 @@ from typing import Any
 from core.errors import MissingModelError, ModelError
 from core.weight_files import read_object
 
+_DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout_rate")
 _COUNT = re.compile(r"(layers?|heads?|blocks|experts)$")
 
 
@@ -85,3 +86,13 @@ def architecture(config: Mapping[str, Any]) -> str:
     """The class that a config names, "" without one."""
     named = config.get("architectures")
     return str(named[0]) if isinstance(named, list) and named else ""
+
+
+def drops_scores(config: Mapping[str, Any]) -> bool:
+    """Whether a config has dropout on what attention's scores become."""
+    return any(isinstance(share := config.get(name), float) and share > 0 for name in _DROPOUTS)
+
+
+def caps_scores(config: Mapping[str, Any]) -> bool:
+    """Whether a config has attention's scores bounded, as Gemma 2's."""
+    return bool(config.get("attn_logit_softcapping"))

@@ -18,7 +18,7 @@ from core.collector import collection_put_off
 from core.errors import ModelError
 from core.family import CAUSAL, SEQ2SEQ, family_of
 from core.model_card import has_chat_template, licence
-from core.model_config import architecture, read_config, refuse_absurd
+from core.model_config import architecture, caps_scores, drops_scores, read_config, refuse_absurd
 from core.quantize.size import NONE
 from core.selection import MAMBA_MARK, MAMBA_STEP, SHARED_EMBEDDING, is_router
 from core.weight_files import StoredTensor, read_header, weight_files
@@ -85,6 +85,8 @@ class ModelInfo:
     targets: tuple[Target, ...]
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False, repr=False)  # shapes by name
     family: str = CAUSAL  # causal, encoder or seq2seq (`core.family`)
+    drops_scores: bool = False  # dropout inside its attention is on
+    caps_scores: bool = False  # its attention's scores are bounded
 
     def linear_targets(self) -> tuple[Target, ...]:
         """The targets that 'all-linear' means."""
@@ -117,6 +119,8 @@ def inspect_model(folder: Path) -> ModelInfo:
         targets=_targets(tensors, is_conv1d=model_type in _CONV1D_MODELS),
         tensors={name: tensors[name].shape for name in sorted(tensors, key=_natural)},
         family=family_of(config),
+        drops_scores=drops_scores(text),
+        caps_scores=caps_scores(text),
     )
 
 

@@ -5,10 +5,7 @@ It grows with the square of the length: small beside the rest up to some hundred
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from core.model_config import read_config
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from core.models import ModelInfo
@@ -24,8 +21,6 @@ EAGER = frozenset({
 })  # fmt: skip
 # and those that add something of every pair of positions to their scores, which is kept instead.
 BIASED = frozenset({"falcon", "mt5", "t5", "umt5"})
-CAPPED = "attn_logit_softcapping"
-DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout_rate")  # on what scores become
 FLOAT = 4  # bytes
 
 
@@ -35,16 +30,9 @@ def bytes_per_score(info: ModelInfo, size: int, on_gpu: bool) -> int:
     Steps keep the weights, in 16 bits twice and once in float32; a cap keeps its tanh. Dropout keeps weights, mask and
     what is left in float32, as torch's kernel for a CPU cannot drop any.
     """
-    config = read_config(info.folder)
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    by_steps = info.model_type in EAGER
-    capped = size if text.get(CAPPED) else 0
-    if _drops(text) and (by_steps or not on_gpu):
+    by_steps, capped = info.model_type in EAGER, size if info.caps_scores else 0
+    if info.drops_scores and (by_steps or not on_gpu):
         return 3 * FLOAT + capped
     if by_steps:
         return (FLOAT if size >= FLOAT else FLOAT + size) + capped
     return size if info.model_type in BIASED else 0
-
-
-def _drops(config: Mapping[str, Any]) -> bool:
-    return any(isinstance(share := config.get(name), float) and share > 0 for name in DROPOUTS)
