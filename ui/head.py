@@ -11,7 +11,7 @@ import json
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ui.i18n import LANGUAGES, LOCALES
+from ui.i18n import LANGUAGES, LOCALES, of_gradio
 from ui.theme import logo
 
 PATHS = {code: "/" if code == "en" else f"/{code}/" for code in LANGUAGES}
@@ -24,7 +24,7 @@ def head(language: str) -> str:
     """
     icon = base64.b64encode(logo().encode()).decode()
     script = _SCRIPT.replace("LANGUAGE", json.dumps(language)).replace("LOCALE", json.dumps(LOCALES[language]))
-    script = script.replace("PATHS", json.dumps(PATHS))
+    script = script.replace("PATHS", json.dumps(PATHS)).replace("SAYINGS", json.dumps(of_gradio(language)))
     return f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml;base64,{icon}"><script>{script}</script>'
 
 
@@ -76,7 +76,7 @@ def _is_html(message: Message) -> bool:
     return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in message["headers"])
 
 
-_SCRIPT = """
+_SCRIPT = r"""
 (() => {
   const page = LANGUAGE, locale = LOCALE, paths = PATHS;
   const store = (key, value) => { try { localStorage.setItem(key, value); } catch { /* private window */ } };
@@ -101,6 +101,21 @@ _SCRIPT = """
   Object.defineProperty(window, 'gradio_config', {get: () => config, set: take, configurable: true});
   let turns = 0;  // of the same tab again, too, the page must be told
   window.loraStudioOpens = (opens) => { store('lora-studio-open', opens); return `${opens} ${++turns}`; };
+  const literal = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&');
+  const sayings = Object.entries(SAYINGS).map(
+    ([said, text]) => [new RegExp(`^${said.trim().split('{}').map(literal).join('(.+?)')}$`, 's'), text]);
+  window.loraStudioSays = () => {  // its toasts are English in every language
+    const toasts = document.querySelector('.toast-wrap');
+    if (!toasts || !sayings.length) return;
+    const say = () => toasts.querySelectorAll('.toast-title, .toast-message-text').forEach((part) => {
+      const word = [...part.childNodes].find((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
+      for (const [said, text] of word ? sayings : []) {
+        const [found, ...values] = said.exec(word.data.trim()) || [];
+        if (found) return void (word.data = text.replace(/{}/g, () => values.shift()));
+      }
+    });
+    new MutationObserver(say).observe(toasts, {childList: true, subtree: true, characterData: true});
+  };
   Object.defineProperty(navigator, 'language', {get: () => locale, configurable: true});
   Object.defineProperty(navigator, 'languages', {get: () => [locale], configurable: true});
   const asked = new URLSearchParams(location.search).get('__theme');

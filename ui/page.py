@@ -34,6 +34,7 @@ BUSY_S, IDLE_S = 2, 6
 # `?tab=` opens a tab once; a later reload shows the tab that is open then. Who was quick has turned to another by now.
 _LOADED = """async (shown) => {
   window.loraStudioOpened = true;
+  window.loraStudioSays();
   const here = new URL(location.href);
   here.searchParams.delete('tab');
   history.replaceState(history.state, '', here);

@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import gradio
 import pytest
 
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig
@@ -18,7 +19,8 @@ from core.data.detection import rule_of
 from core.data.formats import formats
 from core.methods import methods
 from ui import forms
-from ui.i18n import LANGUAGES, Translator
+from ui.head import head
+from ui.i18n import LANGUAGES, Translator, of_gradio
 
 ROOT = Path(__file__).resolve().parents[2]
 STRINGS = {code: json.loads((ROOT / f"ui/i18n/{code}.json").read_text("utf-8")) for code in LANGUAGES}
@@ -226,6 +228,20 @@ def test_translations_use_every_value_once() -> None:
         count = english.count("{}")
         numbered = sorted(int(number) for number in re.findall(r"\{(\d+)\}", chinese))
         assert numbered == list(range(count)) if numbered else chinese.count("{}") == count, english
+
+
+@pytest.mark.parametrize("language", [code for code in LANGUAGES if code != "en"])
+def test_what_is_translated_of_gradio_is_what_it_says(language: str) -> None:
+    """A newer Gradio that words it otherwise is noticed here."""
+    folder = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
+    bundle = "".join(path.read_text("utf-8") for path in folder.glob("*.js") if path.stat().st_size < 5_000_000)
+    bundle = re.sub(r"\$\{e\.length>1\?`s`:``\}", "s", bundle)
+    for said, text in of_gradio(language).items():
+        parts = said.replace("type:", "types:").split("{}")
+        assert all(part in bundle for part in parts), said
+        assert said.count("{}") == text.count("{}") and re.search("[\u4e00-\u9fff]", text)
+        assert json.dumps(said) in head(language) and json.dumps(text) in head(language)
+    assert of_gradio("en") == {}
 
 
 def test_sentence_keeps_the_values_in_place() -> None:

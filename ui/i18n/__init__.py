@@ -61,6 +61,11 @@ def _names(file_name: str) -> re.Pattern[str]:
     return re.compile(rf"^(?:{every})(?= is | 的值为| 为空)|(?<![\w'./-])(?:{plain})(?![\w'/-]|\.\w)", re.ASCII)
 
 
+def of_gradio(language: str) -> dict[str, str]:
+    """What Gradio's page says in English in every language, with `{}` for values, in `language`; none for English."""
+    return {} if language == "en" else _strings(f"gradio_{language}.json")
+
+
 class Translator:
     """The strings of one language; calling it with a key gives the text.
 

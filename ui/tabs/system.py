@@ -59,7 +59,7 @@ class SystemTab(Tab):
             Row((
                 self.t.sentence(device.name),
                 Cell.number(f"{bytes_text(device.memory_used_bytes)} / {bytes_text(device.memory_total_bytes)}"),
-                Cell(progress(device.memory_used_bytes / max(1, device.memory_total_bytes), device.name)),
+                Cell(progress(device.memory_used_bytes / max(1, device.memory_total_bytes), self.t("strip.memory"))),
                 Cell.number(NOTHING if device.busy_share is None else share_text(device.busy_share)),
             ))
             for device in system.devices
