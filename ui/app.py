@@ -61,8 +61,10 @@ def _wire(demo: gr.Blocks, page: Page, handles: dict[str, gr.Tab]) -> None:
     # What no timer keeps live is filled once the open tab has been, and whenever its own tab is opened.
     restored = opened.then(train.restored, [train.draft], train.restored_outputs, **QUIET)
     restored.then(None, js="() => { window.loraStudioRestored = true; }", **QUIET)
-    for event in (opened.then, handles["datasets"].select):
-        event(datasets.shown, [datasets.chosen, datasets.start], datasets.view_outputs, **QUIET)
+    outputs = [datasets.seen, *datasets.view_outputs]
+    chosen = [datasets.seen, datasets.chosen, datasets.start]
+    opened.then(datasets.opened, [page.tab, *chosen], outputs, **QUIET)
+    handles["datasets"].select(datasets.renewed, chosen, outputs, **QUIET)
     for event in (opened.then, handles["compare"].select):
         event(compare.shown, [compare.transcript], [*compare.choice_outputs, compare.prompt], **QUIET)
     for tab in (train, page.each.models):

@@ -10,6 +10,7 @@ from ui.i18n import Translator
 from ui.job_card import verification
 from ui.quantities import NOTHING, bytes_text, count_text, loss_text, moment_text
 
+DISMISS = "dismiss"  # the action of the button that deletes a failed job
 _ADAPTER_COLUMNS = ("name", "from", "method", "loss", "size", "hash", "made", "actions")
 _BASE_COLUMNS = ("name", "architecture", "parameters", "dtype", "context", "licence", "size", "actions")
 
@@ -91,14 +92,16 @@ def _actions(kind: str, item_id: str, t: Translator) -> str:
 
 
 def work_cards(jobs: Sequence[JobView], t: Translator) -> str:
-    """The merges and imports under way, and the newest one if it failed."""
+    """The merges and imports under way, and the newest one if it failed, until its job is deleted."""
     cards = [_work_card(job, t) for place, job in enumerate(jobs) if not job.is_over or place == 0]
     return f'<div class="work">{"".join(cards)}</div>' if any(cards) else ""
 
 
 def _work_card(job: JobView, t: Translator) -> str:
     if job.state == "failed":
-        return callout("error", t.sentence(job.error_what), t.sentence(job.error_fix), t)
+        box = callout("error", f"{job.name}: {t.sentence(job.error_what)}", t.sentence(job.error_fix), t)
+        links = button(t("models.open_job"), job.id) + button(t("models.dismiss"), job.id, DISMISS)
+        return f'<div>{box}<p class="links">{links}</p></div>'
     if job.is_over:
         return ""
     head = f"<b>{esc(job.name)}</b>{badge(job.state, t)}{button(t('models.open_job'), job.id)}"

@@ -168,6 +168,20 @@ def test_several_files_become_one_dataset(studio: Studio, uploads: Path, t: Tran
     assert t("datasets.no_file") in last(tab._add("", None, UTF8, "", {}))[tab.form.message]
 
 
+def test_a_page_is_told_what_it_shows_once(studio: Studio, uploads: Path, t: Translator) -> None:
+    tab = DatasetsTab(studio, t)
+    with gr.Blocks():
+        tab.layout()
+    last(tab._add("one", [written(uploads, GOOD)], UTF8, "", usual_actions(), *[""] * FIELDS))
+    assert "__type__" in tab.opened("home", {}, "", 0), "nothing for a tab that is not open"
+    told = tab.opened("datasets", {}, "", 0)
+    assert "one" in told[tab.library] and told[tab.preview]
+    seen, chosen = told[tab.seen], told[tab.chosen]
+    assert "__type__" in tab.renewed(seen, "", 0) and "__type__" in tab.renewed(seen, chosen, 0)
+    last(tab._add("two", [written(uploads, {"text": "x"}, name="b.jsonl")], UTF8, "", usual_actions(), *[""] * FIELDS))
+    assert "two" in tab.renewed(seen, chosen, 0)[tab.library]
+
+
 def test_tokens_are_shown_and_nothing_of_them_is_interpreted(t: Translator) -> None:
     rows = [
         TokenRow(7, (("<b>", "prompt"), ("Yes\n", "trained"), ("x", "cut")), 3, 1),

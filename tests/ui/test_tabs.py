@@ -331,5 +331,7 @@ def test_work_cards_show_what_is_under_way_and_a_fresh_failure(t: Translator) ->
     assert work_cards([job(kind="merge", state="succeeded")], t) == ""
     assert "run" in work_cards([job(kind="merge", state="running")], t)
     failed = job(kind="merge", state="failed", error_what="No room.")
-    assert "No room." in work_cards([failed], t)
+    assert "No room." in work_cards([failed], t) and f'data-id="{failed.id}" data-action="dismiss"' in work_cards(
+        [failed], t
+    )
     assert work_cards([job(kind="merge", state="succeeded"), failed], t) == ""

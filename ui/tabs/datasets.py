@@ -12,7 +12,7 @@ from studio.views import DatasetView
 from ui.dataset_cards import format_name, reading_card
 from ui.dataset_form import DatasetForm, no_file
 from ui.fragments import DELEGATE, Cell, Row, bubbles, callout, empty, esc, heading, table
-from ui.handlers import QUIET, Updates, explain, guarded, guarded_stream
+from ui.handlers import QUIET, Updates, explain, guarded, guarded_stream, marks_of
 from ui.page import Page, Tab, known_or_first, unchecked
 from ui.quantities import bytes_text, day_text
 from ui.token_cards import length_card, token_rows
@@ -39,6 +39,7 @@ class DatasetsTab(Tab):
             self._layout_preview()
         self.chosen = gr.State("")
         self.start = gr.State(0)
+        self.seen = gr.State({})  # marks of what `renewed` told the page
 
     def _layout_preview(self) -> None:
         t = self.t
@@ -203,6 +204,16 @@ class DatasetsTab(Tab):
             self.lengths: "",
             self.model: gr.Dropdown(models, value=known_or_first(None, models)),
         }
+
+    def opened(self, tab_id: str, seen: dict[str, str], dataset_id: str, start: int) -> Any:
+        """What a page that just loaded shows here; another tab's page waits until this one is opened."""
+        return self.renewed(seen, dataset_id, start) if tab_id == self.id else gr.skip()
+
+    def renewed(self, seen: dict[str, str], dataset_id: str, start: int) -> Any:
+        """`shown`, or nothing where that would be what it told the last time: then rows stay as they are looked at."""
+        updates = self.shown(dataset_id, start)
+        marks = marks_of(updates)
+        return gr.skip() if marks == seen else {**updates, self.seen: marks}
 
     def _choose(self, event: gr.EventData, shows: str) -> Updates:
         return self.view(event.id, 0, shows)

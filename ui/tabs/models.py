@@ -11,7 +11,7 @@ from studio.service import MERGE_DTYPES, Studio
 from ui.fragments import DELEGATE, esc, heading
 from ui.handlers import Updates, guarded, tell
 from ui.i18n import Translator
-from ui.model_cards import adapter_table, base_table, merged_list, work_cards
+from ui.model_cards import DISMISS, adapter_table, base_table, merged_list, work_cards
 from ui.page import Page, Tab, new_key, request_key, unchecked
 from ui.workshop import Workshop
 
@@ -131,10 +131,14 @@ class ModelsTab(Tab):
         self.workshop.wire(self.listen, lambda: self.live(""), self.live_outputs)
         jobs = page.each.jobs
 
-        def open_job(event: gr.EventData) -> Updates:
+        def pressed(event: gr.EventData) -> Updates:
+            if event.action == DISMISS:
+                self.studio.delete_job(event.id)
+                return {page.seen: {}, **self.live("")}
             return {page.job: event.id, **page.go("jobs"), **jobs.live(event.id)}
 
-        self.listen(self.work.click, open_job, [], [page.job, *page.go_outputs, *jobs.live_outputs])
+        shown = [self.message, page.seen, page.job, *page.go_outputs, *jobs.live_outputs, *self.live_outputs]
+        self.listen(self.work.click, safe(pressed), [], shown)
         self._page = page
 
     def _merge(self, key: str, adapter_id: str | None, dtype: str) -> Updates:
