@@ -80,7 +80,7 @@ def make_plan(facts: Facts, config: TrainConfig) -> PlanView:
         device=facts.device.name,
         micro_batch_size=steps.micro_batch_size,
         max_length=longest,
-        learning_rate=config.optim.learning_rate or method.learning_rate(facts.info.hidden_size, config.adapter),
+        learning_rate=_learning_rate(facts.info, config, task),
     )
 
 
@@ -175,10 +175,15 @@ def _dtype(facts: Facts, config: TrainConfig) -> str:
     return "bfloat16" if facts.device.kind == "cuda" else "float32"
 
 
+def _learning_rate(info: ModelInfo, config: TrainConfig, task: TaskInfo) -> float:
+    """The one that is set, or else the one that training will pick."""
+    usual = methods.get(config.adapter.method).learning_rate(info.hidden_size, config.adapter)
+    return config.optim.learning_rate or usual * task.rate_factor
+
+
 def _setting_checks(info: ModelInfo, config: TrainConfig, task: TaskInfo) -> Iterator[Check]:
     if not config.optim.learning_rate:
-        rate = methods.get(config.adapter.method).learning_rate(info.hidden_size, config.adapter)
-        yield Check("ok", f"The learning rate will be {rate * task.rate_factor:g}.")
+        yield Check("ok", f"The learning rate will be {_learning_rate(info, config, task):g}.")
     if config.optim.learning_rate > HIGH_LEARNING_RATE:
         yield Check(
             "warning", f"A learning rate of {config.optim.learning_rate:g} often diverges.", "Try 2e-4 to 1e-3."

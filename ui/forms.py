@@ -14,6 +14,7 @@ import gradio as gr
 from core.config import AdapterConfig, DataConfig, OptimConfig, TrainConfig, from_dict, type_name
 from core.errors import ConfigError
 from core.methods import listed, methods
+from studio.system import devices
 from ui.i18n import Translator
 
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "optim": OptimConfig, "": TrainConfig}
@@ -23,6 +24,13 @@ _NOT_IN_FORM = {
     "target_modules", "target_parameters", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save",
     OPTIONS,
 }  # fmt: skip
+_GPU_ONLY = {"graphs", "deterministic"}  # on a CPU they change nothing
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that CUDA uses."""
+    return any(device.kind == "cuda" for device in devices())
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ def component(spec: FieldSpec, t: Translator, **look: Any) -> gr.components.Comp
     if spec.unit:
         label = f"{label} ({t(f'unit.{spec.unit}')})"
     shared: dict[str, Any] = {"label": label, "info": t.help(spec.name, spec.help), "elem_id": spec.elem_id}
+    if spec.name in _GPU_ONLY and not has_gpu():
+        shared |= {"info": f"{t('train.gpu_only')} {shared['info']}", "interactive": False}
     shared |= look
     if spec.name == "method":
         return gr.Dropdown(_method_choices(t), value=spec.default, filterable=False, **shared)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from core.config import TrainConfig
 from core.errors import StudioError
+from core.methods import methods
 from studio.views import Check, PlanView
 from ui.fragments import SYMBOLS, callout, esc, readings
 from ui.i18n import Translator
@@ -41,6 +43,14 @@ def checklist(checks: tuple[Check, ...], t: Translator) -> str:
         for check in checks
     )
     return f'<ul class="checks">{lines}</ul>'
+
+
+def picked_rate(plan: PlanView, config: TrainConfig, t: Translator) -> str:
+    """What a learning rate of 0 stands for with the chosen method; nothing where one is set."""
+    if config.optim.learning_rate:
+        return ""
+    method = t.sentence(methods.get(config.adapter.method).title)
+    return f'<p class="caption">{esc(t("train.picked_rate", rate=f"{plan.learning_rate:.2g}", method=method))}</p>'
 
 
 def cannot_plan(error: StudioError, t: Translator) -> str:

@@ -58,7 +58,7 @@ def theme() -> gr.themes.Base:
         block_title_text_color_dark="*neutral_100",
         block_info_text_color="*neutral_500",
         block_info_text_color_dark="*neutral_400",
-        block_info_text_size="*text_xs",
+        block_info_text_size="*text_sm",
         input_background_fill="white",
         input_background_fill_dark="*neutral_900",
         input_border_color="*neutral_300",

@@ -181,6 +181,9 @@ def test_preferences_are_tuned_and_evaluated(live: LiveStudio, tmp_path: Path) -
     assert job.result["task"] == "preference"
     studio = Studio(live.workspace.root)
     plan = studio.plan(job.spec["model_id"], job.spec["dataset_id"], config)
+    open_rate = dataclasses.replace(config, optim=OptimConfig())
+    picked = studio.plan(job.spec["model_id"], job.spec["dataset_id"], open_rate)
+    assert any(check.text == f"The learning rate will be {picked.learning_rate:g}." for check in picked.checks)
     lengths = token_lengths(tmp_path / "llama", studio.dataset_shelf.records(job.spec["dataset_id"]))
     assert len(lengths) == 80 and plan.tokens_per_epoch == round(sum(lengths) / 40 * plan.rows)
     studio.close()

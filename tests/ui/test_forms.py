@@ -52,6 +52,15 @@ def test_untouched_form_is_the_default_config() -> None:
     assert forms.config_from(DEFAULTS, "all-linear") == TrainConfig()
 
 
+def test_what_only_a_gpu_can_do_says_so_where_there_is_none(t: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = next(spec for spec in forms.fields() if spec.name == "graphs")
+    for has_gpu in (False, True):
+        monkeypatch.setattr(forms, "has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        field = forms.component(graphs, t)
+        assert (field.interactive is False, t("train.gpu_only") in field.info) == (not has_gpu, not has_gpu)
+        assert field.value is True
+
+
 def test_a_number_of_parts_is_refused_where_whole_ones_are_meant() -> None:
     field = forms.component(next(spec for spec in forms.fields() if spec.name == "r"), Translator("en"))
     assert field.preprocess(3.7) == 3.7, "rounded in silence, 4 would be trained where 3.7 stands"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from core.config import TrainConfig, to_dict
+from core.config import OptimConfig, TrainConfig, to_dict
 from core.errors import ConfigError
 from studio.service import Studio
 from studio.views import Check, JobView, PlanView, QueueView, RemedyView
@@ -19,7 +20,7 @@ from ui.i18n import Translator
 from ui.job_card import failure_box, figures, job_table, quiet_box, result_box, verification
 from ui.model_cards import work_cards
 from ui.page import unchecked
-from ui.plan_card import checklist, plan_card, start_label
+from ui.plan_card import checklist, picked_rate, plan_card, start_label
 from ui.presets import PRESETS, preset_of
 from ui.quantities import duration_text
 from ui.queue_bar import in_order, queue_bar
@@ -246,6 +247,12 @@ def test_result_box_says_when_training_made_it_worse(t: Translator) -> None:
     for before in (None, 10.8, 12.0):
         shown = result_box(run, t, before)
         assert t("jobs.done_worse_next") not in shown and t("jobs.done_train") in shown
+
+
+def test_the_form_says_what_a_learning_rate_of_nothing_stands_for(t: Translator) -> None:
+    made = dataclasses.replace(plan(), learning_rate=0.00132)
+    assert "0.0013" in picked_rate(made, TrainConfig(), t) and "LoRA" in picked_rate(made, TrainConfig(), t)
+    assert picked_rate(made, TrainConfig(optim=OptimConfig(learning_rate=1e-4)), t) == ""
 
 
 def test_figures_show_progress_and_time_left(t: Translator) -> None:

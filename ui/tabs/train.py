@@ -20,7 +20,7 @@ from ui.handlers import ONCE_FILLED, Updates, guarded, once_filled, tell
 from ui.i18n import Translator
 from ui.method_fields import METHOD, MethodFields, fitting
 from ui.page import Choice, Page, Tab, known_or_first, new_key, remembered, request_key, unchecked
-from ui.plan_card import cannot_plan, plan_card, start_label
+from ui.plan_card import cannot_plan, picked_rate, plan_card, start_label
 from ui.presets import PRESETS, preset_of, sets_rank
 from ui.quantities import count_text
 
@@ -81,6 +81,7 @@ class TrainTab(Tab):
                 for spec in self.fields.values():
                     if spec.basic:
                         self.inputs[spec.name] = forms.component(spec, t)
+            self.rate = gr.HTML(elem_id="train-rate")
 
     def _layout_targets(self) -> None:
         t = self.t
@@ -130,7 +131,7 @@ class TrainTab(Tab):
     @property
     def plan_outputs(self) -> list[Any]:
         """What a change of the form renews."""
-        return [self.plan, self.start, self.command, self.yaml, self.preset, self.message]
+        return [self.plan, self.start, self.command, self.yaml, self.preset, self.message, self.rate]
 
     @property
     def method_outputs(self) -> list[Any]:
@@ -322,7 +323,7 @@ class TrainTab(Tab):
             label = self.t("train.blocked", reason=self.t.sentence(plan.what).rstrip(".。"))
             return {
                 self.plan: cannot_plan(plan, self.t), self.start: gr.Button(label, interactive=False),
-                self.command: "", self.yaml: "", self.preset: preset_of(settings), self.message: "",
+                self.command: "", self.yaml: "", self.preset: preset_of(settings), self.message: "", self.rate: "",
             }  # fmt: skip
         config = self._config(model, ticked, settings)
         return {
@@ -332,6 +333,7 @@ class TrainTab(Tab):
             self.yaml: to_yaml(name or "", model or "", dataset or "", config),
             self.preset: preset_of(settings),
             self.message: "",
+            self.rate: picked_rate(plan, config, self.t),
         }
 
     def _start(self, key: str, form: tuple[Any, ...]) -> str:
