@@ -246,8 +246,9 @@ class DatasetForm:
                 updates[field] = gr.Dropdown(visible=False, value="")
                 continue
             name = names[number]
+            called = self.t.known(f"column.{name}", name)
             label = self.t(
-                "datasets.column_needed" if name in _needed(format) else "datasets.column_optional", name=name
+                "datasets.column_needed" if name in _needed(format) else "datasets.column_optional", name=called
             )
             updates[field] = gr.Dropdown(offered, value=fields[number] if fields else "", label=label, visible=True)
         return updates

@@ -91,7 +91,7 @@ def test_unknown_columns_lead_to_the_mapping(form: DatasetForm, uploads: Path, t
     shown = last(form.pick([path], UTF8, "prompt_completion", usual_actions()))
     assert shown[form.columns].visible and shown[form.columns].open
     first = shown[form.fields[0]]
-    assert first.visible and first.label == t("datasets.column_needed", name="prompt")
+    assert first.visible and first.label == t("datasets.column_needed", name=t("column.prompt"))
     assert ("item.a.0 · say", "item.a.0") in first.choices
     places = ["item.q", "item.a.0", "", "", ""]
     shown = last(form.remap("", [path], UTF8, "prompt_completion", usual_actions(), *places))

@@ -104,8 +104,11 @@ def test_every_method_is_explained_in_chinese(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", formats.names())
-def test_every_format_has_a_name(name: str) -> None:
+def test_every_format_and_its_columns_have_names(name: str) -> None:
+    about = formats.get(name)
     assert f"format.{name}" in STRINGS["en"]
+    for column in (*(names[0] for names in about.columns), *about.optional):
+        assert f"column.{column}" in STRINGS["en"]
 
 
 def test_unknown_language_and_key_are_refused() -> None:
