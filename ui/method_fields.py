@@ -9,10 +9,12 @@ from typing import Any
 import gradio as gr
 
 from core.methods import listed, methods
+from studio.views import TargetView
 from ui import forms
 from ui.fragments import esc
 from ui.handlers import Updates
 from ui.i18n import Translator
+from ui.quantities import count_text
 
 METHOD = "method"
 NUMBERS_FORMAT = "quantization"  # of the base: asked beside the method, since both decide what fits into memory
@@ -78,6 +80,13 @@ def fitting(method: str, values: dict[str, Any]) -> dict[str, Any]:
         for name, value in forms.suggested(method).items()
         if values[name] != value and any(values[name] == one[name] for one in known)
     }
+
+
+def target_label(target: TargetView) -> str:
+    """A kind of layer in a line: q_proj · 576→576 · ×30 · 10.0 M."""
+    shapes = ", ".join(f"{inner:,}→{outer:,}" for inner, outer in target.shapes[:2])
+    more = "…" if len(target.shapes) > 2 else ""
+    return f"{target.name} · {shapes}{more} · ×{target.count} · {count_text(target.parameters)}"
 
 
 def method_note(method: str, t: Translator) -> str:

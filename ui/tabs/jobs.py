@@ -10,7 +10,6 @@ import gradio as gr
 from core.config import TrainConfig, from_dict
 from core.errors import StudioError
 from studio.views import JobView, QueueView
-from ui.forms import values_from
 from ui.fragments import DELEGATE, empty, heading
 from ui.handlers import Updates, guarded, marks_of, tell
 from ui.job_card import (
@@ -25,6 +24,7 @@ from ui.job_card import (
     quiet_box,
     result_box,
 )
+from ui.job_file import draft_of, tell_loaded
 from ui.page import Page, Tab
 from ui.plots import loss_plot
 from ui.queue_bar import DOWN, FEWER, MORE, PAUSE, QUEUE, UP, queue_bar
@@ -281,7 +281,11 @@ class JobsTab(Tab):
             return {**page.go("models"), **models.start_merge(adapter_id)}
 
         def open_copy(job_id: str) -> Updates:
-            return {**page.go("train"), **train.restored(_draft(self._chosen(job_id)))}
+            job = self._chosen(job_id)
+            config = from_dict(TrainConfig, job.spec["train"])
+            tell_loaded(config, self.t)
+            draft = draft_of(config, job.spec["dataset_id"], job.spec["model_id"], job.name)
+            return {**page.go("train"), **train.restored(draft)}
 
         self.listen(
             self.buttons["duplicate"].click, safe(open_copy), [page.job],
@@ -303,16 +307,6 @@ class JobsTab(Tab):
         """The job on screen, by the same rule as in `live`."""
         job = _pick(self.studio.jobs(), job_id)
         return job if job is not None else self.studio.job(job_id)
-
-
-def _draft(job: JobView) -> dict[str, Any]:
-    """The Train tab's form filled with the settings of a job, to change one and start again."""
-    config = from_dict(TrainConfig, job.spec["train"])
-    targets = config.adapter.target_modules
-    return {
-        "dataset": job.spec["dataset_id"], "model": job.spec["model_id"], "name": job.name,
-        "targets": None if isinstance(targets, str) else list(targets), "values": values_from(config),
-    }  # fmt: skip
 
 
 def _pick(jobs: list[JobView], job_id: str) -> JobView | None:

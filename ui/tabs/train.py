@@ -12,17 +12,17 @@ from core.errors import ConfigError, StudioError
 from core.methods import methods
 from studio.service import Studio
 from studio.spec import to_yaml
-from studio.views import ModelView, PlanView, TargetView
+from studio.views import ModelView, PlanView
 from ui import forms
 from ui.command_line import train_command
 from ui.fragments import esc, heading
 from ui.handlers import ONCE_FILLED, Updates, guarded, once_filled, tell
 from ui.i18n import Translator
-from ui.method_fields import METHOD, MethodFields, fitting
+from ui.job_file import FILE_TYPES, draft_of_file, tell_loaded
+from ui.method_fields import METHOD, MethodFields, fitting, target_label
 from ui.page import Choice, Page, Tab, known_or_first, new_key, remembered, request_key, unchecked
 from ui.plan_card import cannot_plan, picked_rate, plan_card, start_label
 from ui.presets import PRESETS, preset_of, sets_rank
-from ui.quantities import count_text
 
 ATTENTION = "attention"
 UNFILLED = "-"  # in place of what is chosen, before the form is filled
@@ -112,6 +112,7 @@ class TrainTab(Tab):
         self.message = gr.HTML(elem_id="train-message")
         self.start = gr.Button(t("train.start"), variant="primary", size="lg", elem_id="train-start")
         with gr.Accordion(t("train.same_elsewhere"), open=False, elem_id="train-export"):
+            self.load = gr.UploadButton(t("train.load"), file_types=FILE_TYPES, size="sm", elem_id="train-load")
             self.command = gr.Code(
                 label=t("train.command"), language="shell", interactive=False, lines=2, elem_id="train-command",
                 buttons=["copy"], show_line_numbers=False, wrap_lines=True,
@@ -172,6 +173,14 @@ class TrainTab(Tab):
         options = {"js": script, "show_progress": "hidden", "api_visibility": "private"}
         gr.on(changes, None, inputs=[self.draft, *self.form], outputs=[self.draft], **options)
 
+        def load(path: str, *chosen: str | None) -> Updates:
+            draft, config = draft_of_file(self.studio, path, chosen, self.t)
+            tell_loaded(config, self.t)
+            return self.restored(draft)
+
+        given, safe = [self.load, self.dataset, self.model], guarded(self.message, self.t)
+        self.listen(self.load.upload, safe(load), given, self.restored_outputs)
+
     def _wire_start(self, page: Page) -> None:
         safe = guarded(self.message, self.t)
         jobs = page.each.jobs
@@ -185,14 +194,9 @@ class TrainTab(Tab):
 
         # One click at a time, and the key makes even a click that slips through the same job.
         self.listen(
-            self.start.click,
-            safe(start),
-            [self.key, *self.form],
-            started,
-            trigger_mode="once",
-            show_progress="minimal",
-            show_progress_on=[self.start],
-        )
+            self.start.click, safe(start), [self.key, *self.form], started,
+            trigger_mode="once", show_progress="minimal", show_progress_on=[self.start],
+        )  # fmt: skip
 
     def _on(self, triggers: list[Any]) -> Any:
         def register(handler: Any, **options: Any) -> Any:
@@ -254,13 +258,8 @@ class TrainTab(Tab):
         ticked = [target.name for target in targets if target.selected_by_default]
         if wanted is not None:
             ticked = [target.name for target in targets if target.name in wanted]
-        choices = [(self._target_label(target), target.name) for target in targets]
+        choices = [(target_label(target), target.name) for target in targets]
         return gr.CheckboxGroup(choices, value=ticked), ticked
-
-    def _target_label(self, target: TargetView) -> str:
-        shapes = ", ".join(f"{inner:,}→{outer:,}" for inner, outer in target.shapes[:2])
-        more = "…" if len(target.shapes) > 2 else ""
-        return f"{target.name} · {shapes}{more} · ×{target.count} · {count_text(target.parameters)}"
 
     def _model_chosen(self, dataset: str, model: str, name: str, targets: list[str], *values: Any) -> Updates:
         chosen = self._model(model)
