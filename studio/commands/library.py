@@ -97,7 +97,7 @@ def list_adapters(
     with open_studio(workspace) as studio:
         found = studio.adapters(find_model(studio, model).id if model else None)
     rows = [
-        (a.id, a.name, a.method, a.r, "-" if a.lora_alpha is None else f"{a.lora_alpha:g}", a.step, a.eval_loss,
+        (a.id, a.name, a.method, a.r, _number(a.lora_alpha, "g"), a.step, _number(a.eval_loss, ".4f"),
          size(a.size_bytes))
         for a in found
     ]  # fmt: skip
@@ -205,6 +205,10 @@ def combine_adapters(
         made, found = studio.adapter_shelf.combine(ids, shares, method, rank, name.strip(), loads_torch=True)
     say(f"The new adapter is {found.relative_error:.3%} off the sum; its highest rank is {max(found.ranks.values())}.")
     emit(as_json, plain(made) | {"relative_error": found.relative_error}, facts(plain(made)))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _ranks(view: LayerRankView | RankView) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,8 +114,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = ""
 
 
 def facts(pairs: Mapping[str, Any]) -> RenderableType:
-    """One fact a line, as name and value."""
-    return table(("", ""), [(name, value) for name, value in pairs.items() if value not in (None, "")])
+    """One fact a line, as name and value; seconds since 1970 are told as a date."""
+    known = ((name, value) for name, value in pairs.items() if value not in (None, ""))
+    return table(("", ""), [(name, _date(value) if name.endswith("_at") else value) for name, value in known])
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
 def find(items: Sequence[Any], text: str, noun: str, *, is_lost: bool = False) -> Any:

@@ -38,9 +38,9 @@ def a_dataset(library: Library) -> DatasetRow:
     return row
 
 
-def an_adapter(library: Library, model: ModelRow, method: str = "lora") -> AdapterRow:
+def an_adapter(library: Library, model: ModelRow, method: str = "lora", eval_loss: float | None = None) -> AdapterRow:
     row = AdapterRow(name="tuned", model_id=model.id, method=method, r=4, lora_alpha=8.0, parameters=5, size_bytes=6,
-                     sha256="0", step=7)  # fmt: skip
+                     sha256="0", step=7, eval_loss=eval_loss)  # fmt: skip
     library.workspace.adapter_folder(row.id).mkdir()
     library.add(row)
     return row

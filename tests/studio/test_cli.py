@@ -403,12 +403,16 @@ def test_adapters_without_an_alpha_are_listed_too(tmp_path: Path) -> None:
 
     studio = Studio(tmp_path)
     library: Library = studio._library
-    row = an_adapter(library, a_model(library), method="bitfit")
+    row = an_adapter(library, a_model(library), method="bitfit", eval_loss=0.58292699)
     studio.close()
-    done = subprocess.run(
-        [*LORA_STUDIO, "adapters", "list", "--workspace", tmp_path], capture_output=True, text=True, check=True
+    listed, shown = (
+        subprocess.run(
+            [*LORA_STUDIO, "adapters", *words, "--workspace", tmp_path], capture_output=True, text=True, check=True
+        ).stdout
+        for words in (["list"], ["show", row.id])
     )
-    assert row.id in done.stdout
+    assert row.id in listed and " 0.5829 " in listed
+    assert re.search(r"created_at +20\d\d-\d\d-\d\d \d\d:\d\d:\d\d *\n", shown)
 
 
 def test_an_adapter_is_deleted_and_nothing_is_by_a_name_of_several(cli: Cli, trained: dict[str, Any]) -> None:
