@@ -13,7 +13,7 @@ from core.methods import methods
 from core.models import ModelInfo
 from core.parts import HEADS
 from core.quantize.size import NONE
-from core.selection import endings, matches, pattern_value
+from core.selection import endings, is_saved, matches, pattern_value
 from studio.views import Check
 
 _MEND = "Correct the name, or remove it."
@@ -74,7 +74,7 @@ def _check_targets(info: ModelInfo, config: AdapterConfig, modules: Collection[s
 def _check_saved(config: AdapterConfig, modules: Collection[str]) -> None:
     """Raise ConfigError when nothing is what `modules_to_save` names; some of its names may be those of other heads."""
     wanted = config.modules_to_save
-    if wanted and not any(path.endswith(entry) for path in (*modules, *HEADS) for entry in wanted):
+    if wanted and not any(is_saved(path, wanted) for path in (*modules, *HEADS)):
         raise ConfigError(
             f"modules_to_save {', '.join(map(repr, wanted))} matches no layer of this model.",
             f"Name modules of the model, such as {', '.join(sorted({_leaf(path) for path in modules})[:8])}.",
